@@ -1,0 +1,248 @@
+//! JSON-like documents in the representation the policy engine reads.
+//!
+//! Claims are parsed once per token straight into this form, so that a policy's input shares them
+//! instead of copying them. This room and `authz` are the only ones that name regorus.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+pub use regorus::Value;
+
+/// How deep arrays and objects of a parsed document may nest.
+pub const MAX_DEPTH: usize = 64;
+
+/// Why a document could not be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Unreadable {
+    /// What is wrong, without the position.
+    pub message: String,
+    /// Line, from 1, when it is known.
+    pub line: Option<usize>,
+    /// Column, from 1, when it is known.
+    pub column: Option<usize>,
+}
+
+/// Reads a JSON document. A member that occurs twice, nesting deeper than [`MAX_DEPTH`] and
+/// anything behind the document are refused: each can be read in two ways.
+///
+/// # Errors
+/// [`Unreadable`], with the position.
+pub fn from_json(bytes: &[u8]) -> Result<Value, Unreadable> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = Strict { depth: 0 }
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value));
+    value.map_err(|error| {
+        let (line, column) = (error.line(), error.column());
+        let text = error.to_string();
+        Unreadable {
+            message: without_position(&text, " at line "),
+            line: (line > 0).then_some(line),
+            column: (line > 0).then_some(column.max(1)),
+        }
+    })
+}
+
+/// Reads a YAML document, by the rules of [`from_json`]. Keys must be strings.
+///
+/// # Errors
+/// [`Unreadable`], with the position where the parser tells it.
+pub fn from_yaml(bytes: &[u8]) -> Result<Value, Unreadable> {
+    let deserializer = serde_yaml::Deserializer::from_slice(bytes);
+    Strict { depth: 0 }
+        .deserialize(deserializer)
+        .map_err(|error| {
+            let location = error.location();
+            Unreadable {
+                message: without_position(&error.to_string(), " at line "),
+                line: location.as_ref().map(serde_yaml::Location::line),
+                column: location.as_ref().map(serde_yaml::Location::column),
+            }
+        })
+}
+
+fn without_position(text: &str, mark: &str) -> String {
+    match text.rfind(mark) {
+        Some(at) => text.get(..at).unwrap_or(text).to_owned(),
+        None => text.to_owned(),
+    }
+}
+
+/// Builds a [`Value`] while refusing what `serde_json::Value` would quietly fold together.
+struct Strict {
+    depth: usize,
+}
+
+impl Strict {
+    fn deeper<E: serde::de::Error>(&self) -> Result<Self, E> {
+        if self.depth >= MAX_DEPTH {
+            return Err(E::custom(format!("nested deeper than {MAX_DEPTH} levels")));
+        }
+        Ok(Self {
+            depth: self.depth + 1,
+        })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        if value.is_finite() {
+            Ok(Value::from(value))
+        } else {
+            Err(E::custom("a number that is not finite"))
+        }
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(item) = items.next_element_seed(self.deeper()?)? {
+            array.push(item);
+        }
+        Ok(Value::from(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
+        let mut object: BTreeMap<Value, Value> = BTreeMap::new();
+        while let Some(name) = members.next_key::<String>()? {
+            let key = Value::from(name.as_str());
+            if object.contains_key(&key) {
+                return Err(A::Error::custom(format!("`{name}` occurs twice")));
+            }
+            object.insert(key, members.next_value_seed(self.deeper()?)?);
+        }
+        Ok(Value::from(object))
+    }
+}
+
+/// An object from its members.
+pub fn object<K: Into<Value>>(members: impl IntoIterator<Item = (K, Value)>) -> Value {
+    Value::from(
+        members
+            .into_iter()
+            .map(|(k, v)| (k.into(), v))
+            .collect::<BTreeMap<_, _>>(),
+    )
+}
+
+/// A string that shares its text.
+pub fn string(text: &Arc<str>) -> Value {
+    Value::String(Arc::clone(text))
+}
+
+/// An array of strings.
+pub fn strings<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> Value {
+    Value::from(
+        items
+            .into_iter()
+            .map(|s| Value::from(s.as_ref()))
+            .collect::<Vec<_>>(),
+    )
+}
+
+/// The member `name` of an object; `None` when it is absent or `value` is no object.
+pub fn member<'v>(value: &'v Value, name: &str) -> Option<&'v Value> {
+    value.as_object().ok()?.get(&Value::from(name))
+}
+
+/// Follows a dotted path (`realm_access.roles`) through objects.
+pub fn at<'v>(value: &'v Value, path: &str) -> Option<&'v Value> {
+    path.split('.').try_fold(value, member)
+}
+
+/// A claim by its whole name first, since names may be URLs with dots in them, then by a dotted path.
+pub fn claim<'v>(claims: &'v Value, name: &str) -> Option<&'v Value> {
+    member(claims, name).or_else(|| at(claims, name))
+}
+
+/// The text of a string value.
+pub fn text(value: &Value) -> Option<&Arc<str>> {
+    value.as_string().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_occurs_twice_is_refused_with_its_position() {
+        let json = from_json(b"{\n \"a\": {\"b\": 1, \"b\": 2}}").unwrap_err();
+        assert_eq!(json.message, "`b` occurs twice");
+        assert_eq!(json.line, Some(2));
+        let yaml = from_yaml(b"a: 1\na: 2\n").unwrap_err();
+        assert!(yaml.message.contains("twice"), "{yaml:?}");
+    }
+
+    #[test]
+    fn depth_and_trailing_text_are_bounded() {
+        let deep = format!("{}1{}", "[".repeat(65), "]".repeat(65));
+        assert!(from_json(deep.as_bytes()).is_err());
+        let fits = format!("{}1{}", "[".repeat(64), "]".repeat(64));
+        assert!(from_json(fits.as_bytes()).is_ok());
+        assert!(from_json(b"{} {}").is_err());
+        assert!(from_yaml(b".nan").is_err());
+        assert!(from_yaml(b"a: 1\n---\nb: 2\n").is_err());
+    }
+
+    #[test]
+    fn yaml_and_json_give_the_same_document() {
+        let json = from_json(br#"{"a": [1, -2, 2.5, true, null, "x"]}"#).unwrap();
+        let yaml = from_yaml(b"a: [1, -2, 2.5, true, null, x]").unwrap();
+        assert_eq!(json, yaml);
+        assert_eq!(
+            at(&json, "a")
+                .and_then(|a| a.as_array().ok())
+                .map(|a| a.len()),
+            Some(6)
+        );
+    }
+}

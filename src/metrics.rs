@@ -1,0 +1,767 @@
+//! Every number that operators see, in the OpenMetrics text format.
+//!
+//! Label values are names from the configuration and fixed words, never anything a client sent: a
+//! client must not be able to grow a time series. What the request path counts on every request is
+//! resolved once per thread and name ([`RouteMetrics`]); a look-up by labels costs
+//! ten times the increment.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fs;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::LocalKey;
+use std::time::Duration;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::clock;
+
+/// Upper bounds of the buckets for whole requests, in seconds.
+const REQUEST_BUCKETS: [f64; 15] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+];
+
+/// Upper bounds of the buckets for decisions, in seconds: a decision takes microseconds.
+const DECISION_BUCKETS: [f64; 11] = [
+    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,
+    0.01,
+];
+
+/// Names remembered per thread before the memory is begun anew. Names come from the configuration;
+/// the bound only matters after very many reloads with ever new names.
+const REMEMBERED: usize = 4096;
+
+type One = [(&'static str, String); 1];
+type Three = [(&'static str, String); 3];
+type Two = [(&'static str, String); 2];
+type Buckets = fn() -> Histogram;
+type Remembered<T> = RefCell<HashMap<String, (u64, Rc<T>)>>;
+
+/// The metrics of one gateway; the same object in every snapshot of a process.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Tells the metrics of two gateways in one process apart (tests run several).
+    id: u64,
+    registry: Registry,
+    /// Without our prefix: dashboards and alerts know these names from every other process.
+    process: Registry,
+    requests: Family<Two, Counter>,
+    refusals: Family<Two, Counter>,
+    durations: Family<Two, Histogram, Buckets>,
+    in_flight: Gauge,
+    response_bytes: Family<One, Counter>,
+    upstream_attempts: Family<Two, Counter>,
+    upstream_retries: Family<One, Counter>,
+    upstream_connects: Family<One, Histogram, Buckets>,
+    upstream_in_flight: Family<One, Gauge>,
+    connections: Family<One, Gauge>,
+    accepted: Family<One, Counter>,
+    connections_refused: Family<Two, Counter>,
+    connections_ended: Family<Two, Counter>,
+    accept_failures: Family<Two, Counter>,
+    handshakes: Family<Three, Counter>,
+    handshake_failures: Family<Two, Counter>,
+    jwks_fetches: Family<Two, Counter>,
+    jwks_keys: Family<One, Gauge>,
+    jwks_fetched_at: Family<One, Gauge>,
+    jwks_unknown_keys: Family<Two, Counter>,
+    token_cache: Family<Two, Counter>,
+    decisions: Family<Two, Counter>,
+    budget_overruns: Family<One, Counter>,
+    decision_durations: Family<One, Histogram, Buckets>,
+    limited: Family<One, Counter>,
+    limit_keys: Family<One, Gauge>,
+    limit_overflows: Family<One, Counter>,
+    audit_written: Counter,
+    audit_dropped: Counter,
+    audit_errors: Counter,
+    audit_queued: Gauge,
+    spans_exported: Counter,
+    spans_dropped: Counter,
+    reloads: Family<One, Counter>,
+    reloaded_at: Gauge,
+    revision: Family<One, Gauge>,
+}
+
+/// The handles of one route.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    /// By hundreds of the status, 1xx to 5xx; the last is for requests that got no answer.
+    by_class: [Counter; 6],
+    total: Histogram,
+    head: Histogram,
+    bytes: Counter,
+}
+
+/// The handles of one name in a family by outcome: the outcomes met so far, which are few.
+#[derive(Debug, Default)]
+struct Outcomes(RefCell<Vec<(&'static str, Counter)>>);
+
+thread_local! {
+    static ROUTES: Remembered<RouteMetrics> = RefCell::default();
+    static POLICIES: Remembered<Histogram> = RefCell::default();
+    static DECISIONS: Remembered<Outcomes> = RefCell::default();
+    static IN_FLIGHT: Remembered<Gauge> = RefCell::default();
+    static UPSTREAMS: Remembered<Outcomes> = RefCell::default();
+    static TOKENS: Remembered<Outcomes> = RefCell::default();
+}
+
+fn request_buckets() -> Histogram {
+    Histogram::new(REQUEST_BUCKETS)
+}
+
+fn decision_buckets() -> Histogram {
+    Histogram::new(DECISION_BUCKETS)
+}
+
+fn one(key: &'static str, value: &str) -> One {
+    [(key, value.to_owned())]
+}
+
+fn two(first: (&'static str, &str), second: (&'static str, &str)) -> Two {
+    [
+        (first.0, first.1.to_owned()),
+        (second.0, second.1.to_owned()),
+    ]
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let durations: Family<Two, Histogram, Buckets> =
+            Family::new_with_constructor(request_buckets);
+        let decision_durations: Family<One, Histogram, Buckets> =
+            Family::new_with_constructor(decision_buckets);
+        let mut metrics = Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            registry: Registry::with_prefix("portcullis"),
+            process: Registry::default(),
+            requests: Family::default(),
+            refusals: Family::default(),
+            durations,
+            in_flight: Gauge::default(),
+            response_bytes: Family::default(),
+            upstream_attempts: Family::default(),
+            upstream_retries: Family::default(),
+            upstream_connects: Family::new_with_constructor(request_buckets),
+            upstream_in_flight: Family::default(),
+            connections: Family::default(),
+            accepted: Family::default(),
+            connections_refused: Family::default(),
+            connections_ended: Family::default(),
+            accept_failures: Family::default(),
+            handshakes: Family::default(),
+            handshake_failures: Family::default(),
+            jwks_fetches: Family::default(),
+            jwks_keys: Family::default(),
+            jwks_fetched_at: Family::default(),
+            jwks_unknown_keys: Family::default(),
+            token_cache: Family::default(),
+            decisions: Family::default(),
+            budget_overruns: Family::default(),
+            decision_durations,
+            limited: Family::default(),
+            limit_keys: Family::default(),
+            limit_overflows: Family::default(),
+            audit_written: Counter::default(),
+            audit_dropped: Counter::default(),
+            audit_errors: Counter::default(),
+            audit_queued: Gauge::default(),
+            spans_exported: Counter::default(),
+            spans_dropped: Counter::default(),
+            reloads: Family::default(),
+            reloaded_at: Gauge::default(),
+            revision: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+}
+
+impl Metrics {
+    #[rustfmt::skip]
+    fn register(&mut self) {
+        let r = &mut self.registry;
+        r.register("requests", "Requests by route and class of the answer's status (none: no answer)", self.requests.clone());
+        r.register("refusals", "Requests turned away, by route and code", self.refusals.clone());
+        r.register_with_unit("request_duration", "Time from a request's head to the head of its answer, and to the last byte", Unit::Seconds, self.durations.clone());
+        r.register("requests_in_flight", "Requests whose last byte has not left yet", self.in_flight.clone());
+        r.register_with_unit("response_body", "Bytes of answers' bodies, by route", Unit::Bytes, self.response_bytes.clone());
+        r.register("upstream_attempts", "Attempts to forward, by upstream and outcome", self.upstream_attempts.clone());
+        r.register("upstream_retries", "Requests that were sent again, by upstream", self.upstream_retries.clone());
+        r.register_with_unit("upstream_connect_duration", "Time to connect to an upstream, TLS included", Unit::Seconds, self.upstream_connects.clone());
+        r.register("upstream_in_flight", "Exchanges under way, by upstream", self.upstream_in_flight.clone());
+        r.register("connections", "Open connections of clients, by listener", self.connections.clone());
+        r.register("connections_accepted", "Connections accepted, by listener", self.accepted.clone());
+        r.register("connections_refused", "Connections closed at once, by listener and bound", self.connections_refused.clone());
+        r.register("connections_ended", "Connections that ended, by listener and why", self.connections_ended.clone());
+        r.register("accept_failures", "Connections that could not be accepted, by listener and kind", self.accept_failures.clone());
+        r.register("tls_handshakes", "Finished TLS handshakes, by listener, version and resumption", self.handshakes.clone());
+        r.register("tls_handshake_failures", "Failed TLS handshakes, by listener and fault", self.handshake_failures.clone());
+        r.register("jwks_fetches", "Fetches of key sets, by issuer and outcome", self.jwks_fetches.clone());
+        r.register("jwks_keys", "Usable keys, by issuer", self.jwks_keys.clone());
+        r.register_with_unit("jwks_last_success_timestamp", "When usable keys were last fetched, since 1970, by issuer", Unit::Seconds, self.jwks_fetched_at.clone());
+        r.register("jwks_unknown_keys", "Tokens that name an unknown key, by issuer and what was done", self.jwks_unknown_keys.clone());
+        r.register("token_cache", "Look-ups of verified tokens, by issuer and outcome", self.token_cache.clone());
+        r.register("decisions", "Decisions, by policy and outcome", self.decisions.clone());
+        r.register("policy_budget_overruns", "Decisions that used up their budget, by policy", self.budget_overruns.clone());
+        r.register_with_unit("decision_duration", "Time of a decision, by policy", Unit::Seconds, self.decision_durations.clone());
+        r.register("limited", "Requests turned away, by limit", self.limited.clone());
+        r.register("limit_keys", "Keys remembered, by limit", self.limit_keys.clone());
+        r.register("limit_overflows", "Requests counted in the shared bucket of a limit that remembers all the keys it may, by limit", self.limit_overflows.clone());
+        r.register("audit_records_written", "Audit records handed to the sink", self.audit_written.clone());
+        r.register("audit_records_dropped", "Audit records lost: the queue was full, or the sink failed until the end", self.audit_dropped.clone());
+        r.register("audit_sink_errors", "Failed writes of the audit sink", self.audit_errors.clone());
+        r.register("audit_queue", "Audit records that wait for the sink", self.audit_queued.clone());
+        r.register("spans_exported", "Spans that the collector took", self.spans_exported.clone());
+        r.register("spans_dropped", "Spans lost: the queue was full or the collector failed", self.spans_dropped.clone());
+        r.register("config_reloads", "Reloads of the configuration, by outcome", self.reloads.clone());
+        r.register_with_unit("config_last_success_timestamp", "When the configuration in force was loaded, since 1970", Unit::Seconds, self.reloaded_at.clone());
+        r.register("config_revision", "The configuration in force, as a label", self.revision.clone());
+        self.process.register_collector(Box::new(Process { started: clock::unix_seconds(clock::now()) }));
+    }
+
+    /// All numbers as OpenMetrics text.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        let encoded = encode_registry(&mut text, &self.registry)
+            .and_then(|()| encode_registry(&mut text, &self.process))
+            .and_then(|()| encode_eof(&mut text));
+        match encoded {
+            Ok(()) => text,
+            // Writing into a string cannot fail; a broken document would be worse than an empty one.
+            Err(_) => "# EOF\n".to_owned(),
+        }
+    }
+
+    /// The handles of a route, remembered per thread.
+    pub fn route(&self, name: &str) -> Rc<RouteMetrics> {
+        remembered(&ROUTES, self.id, name, || {
+            let class = |class: &str| {
+                self.requests
+                    .get_or_create_owned(&two(("route", name), ("status", class)))
+            };
+            let stage = |stage: &str| {
+                self.durations
+                    .get_or_create_owned(&two(("route", name), ("stage", stage)))
+            };
+            RouteMetrics {
+                by_class: ["1xx", "2xx", "3xx", "4xx", "5xx", "none"].map(class),
+                total: stage("total"),
+                head: stage("head"),
+                bytes: self.response_bytes.get_or_create_owned(&one("route", name)),
+            }
+        })
+    }
+
+    /// A request begins.
+    pub fn request_opened(&self) {
+        self.in_flight.inc();
+    }
+
+    /// A request's last byte has left, or never will.
+    pub fn request_closed(&self) {
+        self.in_flight.dec();
+    }
+
+    /// A request was turned away; `code` is the client's ([`crate::refusal::Public::code`]) or a
+    /// fixed word of the failing method, never a policy's own text.
+    pub fn refused(&self, route: &str, code: &'static str) {
+        self.refusals
+            .get_or_create(&two(("route", route), ("code", code)))
+            .inc();
+    }
+
+    /// An attempt to forward ended; `outcome` is a fixed word (`ok`, `refused`, `timeout`, …).
+    pub fn upstream_attempt(&self, upstream: &str, outcome: &'static str) {
+        let labels = ("upstream", upstream);
+        self.by_outcome(&UPSTREAMS, &self.upstream_attempts, labels, outcome);
+    }
+
+    /// A request is sent again.
+    pub fn upstream_retry(&self, upstream: &str) {
+        self.upstream_retries
+            .get_or_create(&one("upstream", upstream))
+            .inc();
+    }
+
+    /// A connection to an upstream was made, TLS included.
+    pub fn upstream_connected(&self, upstream: &str, took: Duration) {
+        self.upstream_connects
+            .get_or_create(&one("upstream", upstream))
+            .observe(took.as_secs_f64());
+    }
+
+    /// The number of exchanges under way with an upstream changes.
+    pub fn upstream_in_flight(&self, upstream: &str, change: i64) {
+        remembered(&IN_FLIGHT, self.id, upstream, || {
+            self.upstream_in_flight
+                .get_or_create_owned(&one("upstream", upstream))
+        })
+        .inc_by(change);
+    }
+
+    /// A listener accepted a connection.
+    pub fn connection_opened(&self, listener: &str) {
+        let labels = one("listener", listener);
+        self.connections.get_or_create(&labels).inc();
+        self.accepted.get_or_create(&labels).inc();
+    }
+
+    /// A connection ended.
+    pub fn connection_closed(&self, listener: &str) {
+        self.connections
+            .get_or_create(&one("listener", listener))
+            .dec();
+    }
+
+    /// A connection was closed before it was served, because of this bound.
+    pub fn connection_refused(&self, listener: &str, bound: &'static str) {
+        self.connections_refused
+            .get_or_create(&two(("listener", listener), ("bound", bound)))
+            .inc();
+    }
+
+    /// Why a connection ended.
+    pub fn connection_ended(&self, listener: &str, ending: &'static str) {
+        self.connections_ended
+            .get_or_create(&two(("listener", listener), ("ending", ending)))
+            .inc();
+    }
+
+    /// Accepting failed.
+    pub fn accept_failed(&self, listener: &str, kind: &'static str) {
+        self.accept_failures
+            .get_or_create(&two(("listener", listener), ("kind", kind)))
+            .inc();
+    }
+
+    /// A TLS handshake was finished.
+    pub fn handshake_finished(&self, listener: &str, version: &'static str, resumed: bool) {
+        let resumed = if resumed { "true" } else { "false" };
+        let [listener, version] = two(("listener", listener), ("version", version));
+        self.handshakes
+            .get_or_create(&[listener, version, ("resumed", resumed.to_owned())])
+            .inc();
+    }
+
+    /// A TLS handshake failed.
+    pub fn handshake_failed(&self, listener: &str, fault: &'static str) {
+        self.handshake_failures
+            .get_or_create(&two(("listener", listener), ("fault", fault)))
+            .inc();
+    }
+
+    /// A fetch of an issuer's key set ended; `ok`, or a fixed word for what went wrong.
+    pub fn jwks_fetch(&self, issuer: &str, outcome: &'static str) {
+        self.jwks_fetches
+            .get_or_create(&two(("issuer", issuer), ("outcome", outcome)))
+            .inc();
+    }
+
+    /// How many usable keys an issuer has. The time is noted as that of its last good fetch, unless
+    /// there are none.
+    pub fn jwks_keys(&self, issuer: &str, keys: usize) {
+        let issuer = one("issuer", issuer);
+        self.jwks_keys.get_or_create(&issuer).set(clamp(keys));
+        if keys > 0 {
+            self.jwks_fetched_at
+                .get_or_create(&issuer)
+                .set(seconds_now());
+        }
+    }
+
+    /// A token named an unknown key; what was done about it.
+    pub fn jwks_unknown_key(&self, issuer: &str, outcome: &'static str) {
+        self.jwks_unknown_keys
+            .get_or_create(&two(("issuer", issuer), ("outcome", outcome)))
+            .inc();
+    }
+
+    /// A token was looked up among the verified ones: `hit`, `miss`, `refused`.
+    pub fn token_cache(&self, issuer: &str, outcome: &'static str) {
+        self.by_outcome(&TOKENS, &self.token_cache, ("issuer", issuer), outcome);
+    }
+
+    /// A decision was made; `outcome` is a fixed word: `allow`, `deny`, `undefined`, `error`, ….
+    pub fn policy_decision(&self, policy: &str, outcome: &'static str, took: Duration) {
+        remembered(&POLICIES, self.id, policy, || {
+            self.decision_durations
+                .get_or_create_owned(&one("policy", policy))
+        })
+        .observe(took.as_secs_f64());
+        self.by_outcome(&DECISIONS, &self.decisions, ("policy", policy), outcome);
+    }
+
+    /// A policy used up its budget.
+    pub fn policy_budget_overrun(&self, policy: &str) {
+        self.budget_overruns
+            .get_or_create(&one("policy", policy))
+            .inc();
+    }
+
+    /// A request was turned away by this limit.
+    pub fn limited(&self, limit: &str) {
+        self.limited.get_or_create(&one("limit", limit)).inc();
+    }
+
+    /// How many keys a limit remembers.
+    pub fn limit_keys(&self, limit: &str, keys: usize) {
+        self.limit_keys
+            .get_or_create(&one("limit", limit))
+            .set(clamp(keys));
+    }
+
+    /// This many requests were counted in a limit's shared bucket since the last call.
+    pub fn limit_overflowed(&self, limit: &str, requests: u64) {
+        self.limit_overflows
+            .get_or_create(&one("limit", limit))
+            .inc_by(requests);
+    }
+
+    /// This many audit records reached the sink.
+    pub fn audit_written(&self, records: u64) {
+        self.audit_written.inc_by(records);
+    }
+
+    /// An audit record was lost.
+    pub fn audit_dropped(&self, records: u64) {
+        self.audit_dropped.inc_by(records);
+    }
+
+    /// The audit sink failed to write.
+    pub fn audit_error(&self) {
+        self.audit_errors.inc();
+    }
+
+    /// How many audit records wait.
+    pub fn audit_queued(&self, records: usize) {
+        self.audit_queued.set(clamp(records));
+    }
+
+    /// The collector took these spans, or did not.
+    pub fn spans(&self, count: u64, exported: bool) {
+        if exported {
+            self.spans_exported.inc_by(count);
+        } else {
+            self.spans_dropped.inc_by(count);
+        }
+    }
+
+    /// A reload ended.
+    pub fn reload(&self, ok: bool) {
+        self.reloads
+            .get_or_create(&one("outcome", outcome(ok)))
+            .inc();
+    }
+
+    /// This configuration is in force from now on. Earlier revisions disappear, so that reloads do
+    /// not grow the number of series.
+    pub fn in_force(&self, revision: &str) {
+        self.revision.clear();
+        self.revision
+            .get_or_create(&one("revision", revision))
+            .set(1);
+        self.reloaded_at.set(seconds_now());
+    }
+
+    /// Counts one by a name and an outcome, looking the counter up by labels once per thread.
+    fn by_outcome(
+        &self,
+        memory: &'static LocalKey<Remembered<Outcomes>>,
+        family: &Family<Two, Counter>,
+        (key, name): (&'static str, &str),
+        outcome: &'static str,
+    ) {
+        let outcomes = remembered(memory, self.id, name, Outcomes::default);
+        let mut met = outcomes.0.borrow_mut();
+        if let Some((_, counter)) = met.iter().find(|(known, _)| *known == outcome) {
+            counter.inc();
+        } else {
+            let counter = family.get_or_create_owned(&two((key, name), ("outcome", outcome)));
+            counter.inc();
+            met.push((outcome, counter));
+        }
+    }
+
+    /// How many client connections are open.
+    pub fn open_connections(&self, listener: &str) -> i64 {
+        self.connections
+            .get_or_create(&one("listener", listener))
+            .get()
+    }
+
+    /// How many requests are under way.
+    pub fn open_requests(&self) -> i64 {
+        self.in_flight.get()
+    }
+}
+
+impl RouteMetrics {
+    /// Counts one request whose record is closed. `status` is absent when there was no answer.
+    pub fn request(
+        &self,
+        status: Option<u16>,
+        head: Option<Duration>,
+        total: Duration,
+        bytes: u64,
+    ) {
+        let [informational, success, redirection, client, server, none] = &self.by_class;
+        match status {
+            Some(100..=199) => informational,
+            Some(200..=299) => success,
+            Some(300..=399) => redirection,
+            Some(400..=499) => client,
+            Some(_) => server,
+            None => none,
+        }
+        .inc();
+        if let Some(head) = head {
+            self.head.observe(head.as_secs_f64());
+        }
+        self.total.observe(total.as_secs_f64());
+        self.bytes.inc_by(bytes);
+    }
+}
+
+fn outcome(ok: bool) -> &'static str {
+    if ok { "ok" } else { "failed" }
+}
+
+fn seconds_now() -> i64 {
+    i64::try_from(clock::unix_seconds(clock::now())).unwrap_or(i64::MAX)
+}
+
+fn clamp(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// The handles of `name`, looked up by labels only once per thread.
+fn remembered<T>(
+    memory: &'static LocalKey<Remembered<T>>,
+    id: u64,
+    name: &str,
+    make: impl FnOnce() -> T,
+) -> Rc<T> {
+    memory.with_borrow_mut(|memory| {
+        if let Some((of, handles)) = memory.get(name)
+            && *of == id
+        {
+            return Rc::clone(handles);
+        }
+        if memory.len() >= REMEMBERED {
+            memory.clear();
+        }
+        let handles = Rc::new(make());
+        memory.insert(name.to_owned(), (id, Rc::clone(&handles)));
+        handles
+    })
+}
+
+/// What the kernel says about this process, read when somebody asks for the metrics.
+#[derive(Debug)]
+struct Process {
+    started: u64,
+}
+
+impl Process {
+    /// A field of `/proc/self/status`; sizes there are in KiB.
+    fn status(field: &str) -> Option<i64> {
+        let status = fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+        line.split_ascii_whitespace().next()?.parse().ok()
+    }
+
+    /// The soft limit of open files; `None` when there is none.
+    fn most_descriptors() -> Option<i64> {
+        let limits = fs::read_to_string("/proc/self/limits").ok()?;
+        let line = limits
+            .lines()
+            .find_map(|line| line.strip_prefix("Max open files"))?;
+        line.split_ascii_whitespace().next()?.parse().ok()
+    }
+
+    /// User and system time in seconds. `/proc/self/stat` counts in USER_HZ, which is 100 on every
+    /// architecture that Rust's standard library runs on under Linux.
+    fn cpu() -> Option<f64> {
+        let stat = fs::read_to_string("/proc/self/stat").ok()?;
+        // The second field is the program's name and may hold anything, even `)`.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let mut fields = fields.split_ascii_whitespace().skip(11);
+        let user: u32 = fields.next()?.parse().ok()?;
+        let system: u32 = fields.next()?.parse().ok()?;
+        Some((f64::from(user) + f64::from(system)) / 100.0)
+    }
+}
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let gauges = [
+            (
+                "process_resident_memory",
+                "Resident memory",
+                Some(Unit::Bytes),
+                Self::status("VmRSS:").map(|kib| kib.saturating_mul(1024)),
+            ),
+            ("process_threads", "Threads", None, Self::status("Threads:")),
+            (
+                "process_open_fds",
+                "Open file descriptors",
+                None,
+                fs::read_dir("/proc/self/fd")
+                    .ok()
+                    // The directory itself is open while it is read.
+                    .map(|entries| clamp(entries.count().saturating_sub(1))),
+            ),
+            (
+                "process_max_fds",
+                "Most file descriptors that may be open",
+                None,
+                Self::most_descriptors(),
+            ),
+            (
+                "process_start_time",
+                "When the process began, since 1970",
+                Some(Unit::Seconds),
+                i64::try_from(self.started).ok(),
+            ),
+        ];
+        for (name, help, unit, value) in gauges {
+            let Some(value) = value else { continue };
+            let gauge = ConstGauge::<i64>::new(value);
+            gauge.encode(encoder.encode_descriptor(
+                name,
+                help,
+                unit.as_ref(),
+                gauge.metric_type(),
+            )?)?;
+        }
+        if let Some(seconds) = Self::cpu() {
+            let counter = ConstCounter::<f64>::new(seconds);
+            counter.encode(encoder.encode_descriptor(
+                "process_cpu",
+                "Processor time, user and system",
+                Some(&Unit::Seconds),
+                counter.metric_type(),
+            )?)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(text: &str, series: &str) -> Option<f64> {
+        text.lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    #[test]
+    fn every_line_is_well_formed_open_metrics() {
+        let metrics = Metrics::default();
+        metrics.route("orders").request(
+            Some(200),
+            Some(Duration::from_millis(2)),
+            Duration::from_millis(3),
+            10,
+        );
+        metrics.refused("orders", "denied");
+        metrics.connection_opened("public");
+        metrics.handshake_finished("public", "TLSv1.3", true);
+        metrics.handshake_failed("public", "timeout");
+        metrics.policy_decision("orders", "allow", Duration::from_micros(12));
+        metrics.policy_decision("orders", "deny", Duration::from_micros(12));
+        metrics.jwks_fetch("dev", "timeout");
+        metrics.jwks_keys("dev", 2);
+        metrics.token_cache("dev", "hit");
+        metrics.upstream_in_flight("orders", 1);
+        metrics.upstream_in_flight("orders", -1);
+        metrics.upstream_connected("orders", Duration::from_millis(1));
+        metrics.upstream_attempt("orders", "answered");
+        metrics.reload(true);
+        metrics.in_force("abc");
+        let text = metrics.encode();
+        assert!(text.ends_with("# EOF\n"));
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let (series, value) = line.rsplit_once(' ').expect(line);
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            let name = series.split('{').next().unwrap();
+            assert!(
+                name.starts_with("portcullis_") || name.starts_with("process_"),
+                "{line}"
+            );
+            assert_eq!(series.contains('{'), series.ends_with('}'), "{line}");
+        }
+        let get = |series: &str| value(&text, series);
+        assert_eq!(
+            get(r#"portcullis_requests_total{route="orders",status="2xx"}"#),
+            Some(1.0)
+        );
+        assert_eq!(
+            get(r#"portcullis_decisions_total{policy="orders",outcome="deny"}"#),
+            Some(1.0)
+        );
+        assert_eq!(
+            get(r#"portcullis_config_revision{revision="abc"}"#),
+            Some(1.0)
+        );
+        assert_eq!(
+            get(r#"portcullis_upstream_in_flight{upstream="orders"}"#),
+            Some(0.0)
+        );
+        assert_eq!(
+            get(r#"portcullis_token_cache_total{issuer="dev",outcome="hit"}"#),
+            Some(1.0)
+        );
+        assert!(get("process_resident_memory_bytes").unwrap() > 1e6);
+        let open = get("process_open_fds").unwrap();
+        assert!(open >= 3.0 && get("process_max_fds").is_none_or(|most| most >= open));
+        assert!(get("process_cpu_seconds_total").is_some());
+        assert!(get("process_start_time_seconds").is_some());
+        assert_eq!(text.matches("# EOF").count(), 1);
+    }
+
+    #[test]
+    fn handles_of_one_gateway_never_count_for_another() {
+        let (first, second) = (Metrics::default(), Metrics::default());
+        let count = |metrics: &Metrics| {
+            metrics
+                .route("r")
+                .request(Some(204), None, Duration::ZERO, 0);
+        };
+        count(&first);
+        count(&second);
+        count(&second);
+        let series = r#"portcullis_requests_total{route="r",status="2xx"}"#;
+        assert_eq!(value(&first.encode(), series), Some(1.0));
+        assert_eq!(value(&second.encode(), series), Some(2.0));
+    }
+
+    #[test]
+    fn a_label_cannot_break_out_of_its_quotes() {
+        let metrics = Metrics::default();
+        metrics.limited("a\"} 1\nevil");
+        let text = metrics.encode();
+        assert!(!text.lines().any(|line| line.starts_with("evil")), "{text}");
+    }
+
+    #[test]
+    fn only_the_revision_in_force_is_shown() {
+        let metrics = Metrics::default();
+        metrics.in_force("one");
+        metrics.in_force("two");
+        let text = metrics.encode();
+        assert!(!text.contains("revision=\"one\""));
+        assert!(text.contains("revision=\"two\""));
+    }
+}

@@ -1,0 +1,272 @@
+//! The only file that names reqwest: bounded fetches of small documents.
+//!
+//! A fetch is a plain GET of one URL: no redirects (a redirect is how a document of one origin is
+//! swapped for another's), no cookies, no proxy from the environment, no compression (no
+//! decompression bombs), one deadline over everything, and a body that is counted while it
+//! streams. What to fetch is never taken from a request.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use reqwest::Url;
+use reqwest::header::{ACCEPT, AGE, CACHE_CONTROL, CONTENT_ENCODING, EXPIRES, HeaderMap};
+
+use crate::clock;
+use crate::tls::client::client_config;
+
+/// Longest body of a fetched document unless the caller asks for less.
+pub const MAX_BODY: usize = 256 * 1024;
+
+/// Longest time to reach the server, within the total.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Longest time for a whole fetch, from the name's resolution to the last byte.
+pub const TOTAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Most headers an answer may have.
+const MAX_HEADERS: usize = 64;
+
+/// A URL that may be fetched: https, or http on a loopback address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target(Url);
+
+impl Target {
+    /// Reads a URL.
+    ///
+    /// # Errors
+    /// A sentence for the operator: not a URL, not https (http is for loopback addresses), or
+    /// with a part that has no place in it (user, password, fragment).
+    pub fn parse(text: &str) -> Result<Self, FetchError> {
+        let url = Url::parse(text).map_err(|_| FetchError::Target("it is not an absolute URL"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(FetchError::Target("it carries credentials"));
+        }
+        if url.fragment().is_some() {
+            return Err(FetchError::Target("it carries a fragment"));
+        }
+        let loopback = match url.host_str() {
+            Some("localhost") => true,
+            Some(host) => host
+                .trim_start_matches('[')
+                .trim_end_matches(']')
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.is_loopback()),
+            None => return Err(FetchError::Target("it names no host")),
+        };
+        match url.scheme() {
+            "https" => Ok(Self(url)),
+            "http" if loopback => Ok(Self(url)),
+            _ => Err(FetchError::Target(
+                "it is not https (http is for loopback addresses only)",
+            )),
+        }
+    }
+
+    /// The URL as text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+/// A fetched document.
+#[derive(Debug)]
+pub struct Document {
+    /// The body.
+    pub body: Vec<u8>,
+    /// How long the server says it stays fresh; `None` when it does not say, zero when it must
+    /// not be kept.
+    pub lifetime: Option<Duration>,
+}
+
+/// Why a fetch failed. Whose fault: the configuration's (`Target`, `Client`), else the server's.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The URL may not be fetched.
+    #[error("the URL cannot be fetched: {0}")]
+    Target(&'static str),
+    /// The client cannot be built.
+    #[error("the client for fetches cannot be built")]
+    Client(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No connection, a broken one, or an answer that is no HTTP.
+    #[error("the server could not be reached or broke off")]
+    Network(#[source] reqwest::Error),
+    /// It took longer than the deadline.
+    #[error("the server took longer than {0:?}")]
+    Timeout(Duration),
+    /// Anything but 200; redirects are never followed.
+    #[error("the server answered with status {0}")]
+    Status(u16),
+    /// The body is longer than allowed.
+    #[error("the document is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The body is compressed though that was not asked for.
+    #[error("the document is compressed")]
+    Encoded,
+}
+
+impl FetchError {
+    /// A stable word for metrics.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Target(_) | Self::Client(_) => "config",
+            Self::Network(_) => "network",
+            Self::Timeout(_) => "timeout",
+            Self::Status(_) => "status",
+            Self::TooLarge(_) => "too_large",
+            Self::Encoded => "encoded",
+        }
+    }
+}
+
+/// A client for fetches: which authorities it trusts and how much it takes.
+#[derive(Debug, Clone)]
+pub struct Fetcher {
+    client: reqwest::Client,
+    total: Duration,
+    max_body: usize,
+}
+
+impl Fetcher {
+    /// A client that trusts these authorities (PEM); an empty list means the public web's roots.
+    ///
+    /// # Errors
+    /// [`FetchError::Client`] when an authority cannot be read.
+    pub fn new(authorities: &[Vec<u8>]) -> Result<Self, FetchError> {
+        let tls =
+            client_config(authorities).map_err(|error| FetchError::Client(Box::new(error)))?;
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .http1_only()
+            .http1_max_headers(MAX_HEADERS)
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .referer(false)
+            .connect_timeout(CONNECT_TIMEOUT)
+            // Refreshes are minutes apart: a kept connection would only be a dead one.
+            .pool_max_idle_per_host(0)
+            .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| FetchError::Client(Box::new(error)))?;
+        Ok(Self {
+            client,
+            total: TOTAL_TIMEOUT,
+            max_body: MAX_BODY,
+        })
+    }
+
+    /// The same client with other bounds.
+    #[must_use]
+    pub fn with_bounds(self, total: Duration, max_body: usize) -> Self {
+        Self {
+            total,
+            max_body,
+            ..self
+        }
+    }
+
+    /// Fetches one document. Dropping the future ends the fetch.
+    ///
+    /// # Errors
+    /// [`FetchError`]; nothing of the answer's body is in it.
+    pub async fn get(&self, target: &Target) -> Result<Document, FetchError> {
+        // One deadline over everything: per-read timeouts let a server drip for ever.
+        tokio::time::timeout(self.total, self.read(target))
+            .await
+            .unwrap_or(Err(FetchError::Timeout(self.total)))
+    }
+
+    async fn read(&self, target: &Target) -> Result<Document, FetchError> {
+        let mut response = self
+            .client
+            .get(target.0.clone())
+            .header(ACCEPT, "application/json")
+            .send()
+            .await
+            .map_err(|error| FetchError::Network(error.without_url()))?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            return Err(FetchError::Status(status));
+        }
+        let encoded = response
+            .headers()
+            .get(CONTENT_ENCODING)
+            .is_some_and(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        if encoded {
+            return Err(FetchError::Encoded);
+        }
+        let announced = response
+            .content_length()
+            .and_then(|length| usize::try_from(length).ok())
+            .unwrap_or(0);
+        if announced > self.max_body {
+            return Err(FetchError::TooLarge(self.max_body));
+        }
+        let lifetime = lifetime(response.headers(), clock::now());
+        let mut body = Vec::with_capacity(announced);
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| FetchError::Network(error.without_url()))?
+        {
+            if body.len() + chunk.len() > self.max_body {
+                return Err(FetchError::TooLarge(self.max_body));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(Document { body, lifetime })
+    }
+}
+
+/// How long an answer stays fresh (RFC 9111 section 4.2.1), less the time it has already spent in
+/// caches.
+fn lifetime(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let mut max_age = None;
+    for directive in headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+    {
+        let (name, value) = directive
+            .split_once('=')
+            .map_or((directive, ""), |(name, value)| (name, value));
+        match name.trim().to_ascii_lowercase().as_str() {
+            "no-store" | "no-cache" => return Some(Duration::ZERO),
+            "max-age" => {
+                let seconds = value.trim().trim_matches('"').parse::<u64>().ok();
+                max_age = Some(Duration::from_secs(seconds.unwrap_or(0)));
+            }
+            _ => {}
+        }
+    }
+    if let Some(max_age) = max_age {
+        let age = headers
+            .get(AGE)
+            .and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok())
+            .map_or(Duration::ZERO, Duration::from_secs);
+        return Some(max_age.saturating_sub(age));
+    }
+    // An unreadable date means "already stale" (RFC 9111 section 5.3).
+    headers.get(EXPIRES).map(|value| {
+        value
+            .to_str()
+            .ok()
+            .and_then(http_date)
+            .and_then(|at| at.duration_since(now).ok())
+            .unwrap_or(Duration::ZERO)
+    })
+}
+
+/// Reads an IMF-fixdate such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 section 5.6.7).
+fn http_date(text: &str) -> Option<SystemTime> {
+    use time::format_description::well_known::Rfc2822;
+    let text = text.trim().strip_suffix("GMT")?;
+    let at = time::OffsetDateTime::parse(&format!("{text}+0000"), &Rfc2822).ok()?;
+    Some(at.into())
+}
+
+#[cfg(test)]
+pub(crate) mod testing;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! The host of a request: RFC 3986 section 3.2.2, without user information.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use super::Malformed;
+
+/// A host name or address literal in lower case, with the port that was named beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Host {
+    name: String,
+    port: Option<u16>,
+}
+
+impl Host {
+    /// Reads `name`, `name:port` or `[v6]:port`.
+    ///
+    /// # Errors
+    /// [`Malformed::Host`] for anything else: user information, empty names, odd bytes, bad ports.
+    pub fn parse(text: &str) -> Result<Self, Malformed> {
+        let (name, port) = if let Some(rest) = text.strip_prefix('[') {
+            let (address, rest) = rest.split_once(']').ok_or(Malformed::Host)?;
+            let address: Ipv6Addr = address.parse().map_err(|_| Malformed::Host)?;
+            let port = match rest {
+                "" => None,
+                rest => Some(rest.strip_prefix(':').ok_or(Malformed::Host)?),
+            };
+            (format!("[{address}]"), port)
+        } else {
+            let (name, port) = match text.split_once(':') {
+                Some((name, port)) => (name, Some(port)),
+                None => (text, None),
+            };
+            let name = name.strip_suffix('.').unwrap_or(name);
+            let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+            if name.is_empty()
+                || name.len() > 253
+                || name.starts_with('.')
+                || name.ends_with('.')
+                || name.contains("..")
+                || !name.bytes().all(legal)
+            {
+                return Err(Malformed::Host);
+            }
+            (name.to_ascii_lowercase(), port)
+        };
+        let port = match port {
+            None => None,
+            Some(digits) if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(digits.parse().map_err(|_| Malformed::Host)?)
+            }
+            Some(_) => return Err(Malformed::Host),
+        };
+        Ok(Self { name, port })
+    }
+
+    /// The name or address, in lower case, without port; IPv6 in brackets.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The port that the client wrote, if any.
+    pub fn port(&self) -> Option<u16> {
+        self.port
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}:{port}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_read_in_one_way() {
+        let ok = |text: &str, shown: &str| {
+            assert_eq!(Host::parse(text).unwrap().to_string(), shown, "{text}");
+        };
+        ok("API.Example.com", "api.example.com");
+        ok("example.com.", "example.com");
+        ok("example.com:8443", "example.com:8443");
+        ok("[::1]:80", "[::1]:80");
+        ok("[0:0::1]", "[::1]");
+        ok("127.0.0.1", "127.0.0.1");
+        for bad in [
+            "",
+            ":80",
+            "a b",
+            "a@b",
+            "a/b",
+            "a,b",
+            "a:80:90",
+            "a:",
+            "a:+80",
+            "a:65536",
+            "[::1",
+            "[::1]x",
+            "..",
+            "a..b",
+            ".a",
+            "a\\b",
+            "a%41",
+            "é",
+            "[fe80::1%lo]",
+            "::1",
+            "a#b",
+            "a?b",
+        ] {
+            assert_eq!(Host::parse(bad), Err(Malformed::Host), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! The canonical path: one form in which a path is matched, judged and forwarded.
+//!
+//! The form is RFC 3986 section 6.2.2: unreserved characters are never percent-encoded, the hex
+//! digits of what stays encoded are upper case. On top of it stand the forms that two servers have
+//! been seen to read differently (`Ambiguities`). They are refused unless the route allows them by
+//! name; allowing one means that its normal form is what we match, judge *and* forward.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Which forms a path was written in that another server may read differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ambiguities {
+    /// `//`: merged into one slash.
+    pub empty_segments: bool,
+    /// `.` or `..` as a segment, plain or encoded: resolved.
+    pub dot_segments: bool,
+    /// `%2F`: kept, and inside its segment.
+    pub encoded_slash: bool,
+    /// `;` in a segment (path parameters): kept.
+    pub parameters: bool,
+    /// `%25` followed by something that decodes once more: kept.
+    pub double_encoding: bool,
+}
+
+/// Which ambiguous forms a route accepts; all are refused unless named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct PathRules {
+    /// Merge `//` into `/` before matching and forwarding.
+    pub merge_slashes: bool,
+    /// Resolve `.` and `..` before matching and forwarding.
+    pub resolve_dot_segments: bool,
+    /// Let `%2F` stand inside a segment.
+    pub allow_encoded_slash: bool,
+    /// Let `;` stand inside a segment.
+    pub allow_parameters: bool,
+    /// Let `%25` be followed by two hex digits.
+    pub allow_double_encoding: bool,
+}
+
+impl PathRules {
+    /// The first ambiguity that the route did not allow.
+    ///
+    /// # Errors
+    /// A short name of the form that is refused.
+    pub fn check(self, found: Ambiguities) -> Result<(), &'static str> {
+        let rules = [
+            (found.empty_segments, self.merge_slashes, "empty segment"),
+            (found.dot_segments, self.resolve_dot_segments, "dot segment"),
+            (
+                found.encoded_slash,
+                self.allow_encoded_slash,
+                "encoded slash",
+            ),
+            (found.parameters, self.allow_parameters, "path parameter"),
+            (
+                found.double_encoding,
+                self.allow_double_encoding,
+                "double encoding",
+            ),
+        ];
+        match rules.iter().find(|(found, allowed, _)| *found && !allowed) {
+            Some((_, _, name)) => Err(name),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A path in canonical form; starts with `/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CanonicalPath {
+    text: String,
+    ambiguities: Ambiguities,
+}
+
+impl CanonicalPath {
+    /// Brings a path into canonical form.
+    ///
+    /// # Errors
+    /// What cannot be read in one way even after normalising, by a short name.
+    pub fn parse(raw: &str) -> Result<Self, &'static str> {
+        if !raw.starts_with('/') {
+            return Err("does not start with a slash");
+        }
+        let mut ambiguities = Ambiguities::default();
+        let decoded = normalise(raw.as_bytes(), &mut ambiguities)?;
+        let text = resolve(&decoded, &mut ambiguities)?;
+        // A route may allow the slash. Servers that decode it would then see a dot segment that
+        // nobody has judged.
+        if ambiguities.encoded_slash && text.split('/').any(hides_dots) {
+            return Err("dot segment behind an encoded slash");
+        }
+        Ok(Self { text, ambiguities })
+    }
+
+    /// The canonical bytes: what is matched and what is forwarded.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The ambiguous forms that were found.
+    pub fn ambiguities(&self) -> Ambiguities {
+        self.ambiguities
+    }
+
+    /// The decoded segments: `/a/b%20c` has `a` and `b c`; `/` has none. A trailing slash gives a
+    /// last, empty segment.
+    pub fn segments(&self) -> impl Iterator<Item = String> + '_ {
+        let rest = self.text.get(1..).unwrap_or_default();
+        (!rest.is_empty())
+            .then(|| rest.split('/'))
+            .into_iter()
+            .flatten()
+            .map(decode)
+    }
+}
+
+/// Decodes a segment of a canonical path; the path was checked to decode to UTF-8.
+pub(super) fn decode(segment: &str) -> String {
+    let bytes = segment.as_bytes();
+    if !bytes.contains(&b'%') {
+        return segment.to_owned();
+    }
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((&byte, tail)) = rest.split_first() {
+        match (byte, tail) {
+            (b'%', [high, low, after @ ..]) => {
+                out.push(hex(*high).unwrap_or(0) << 4 | hex(*low).unwrap_or(0));
+                rest = after;
+            }
+            _ => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn hex(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        b'A'..=b'F' => Some(digit - b'A' + 10),
+        _ => None,
+    }
+}
+
+fn unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// `pchar` of RFC 3986 section 3.3, and the slash.
+fn plain(byte: u8) -> bool {
+    unreserved(byte)
+        || matches!(
+            byte,
+            b'/' | b':'
+                | b'@'
+                | b'!'
+                | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b';'
+                | b'='
+        )
+}
+
+fn normalise(raw: &[u8], found: &mut Ambiguities) -> Result<String, &'static str> {
+    let mut text = String::with_capacity(raw.len());
+    // The bytes as a decoding server would see them, to check that they are UTF-8.
+    let mut decoded = Vec::new();
+    let mut rest = raw;
+    while let Some((&byte, tail)) = rest.split_first() {
+        if byte != b'%' {
+            if byte == b'\\' {
+                return Err("backslash");
+            }
+            if !plain(byte) {
+                return Err("forbidden byte");
+            }
+            found.parameters |= byte == b';';
+            text.push(char::from(byte));
+            decoded.push(byte);
+            rest = tail;
+            continue;
+        }
+        let [high, low, after @ ..] = tail else {
+            return Err("incomplete percent-encoding");
+        };
+        let (Some(h), Some(l)) = (hex(*high), hex(*low)) else {
+            return Err("invalid percent-encoding");
+        };
+        let value = h << 4 | l;
+        match value {
+            0..=0x1f | 0x7f => return Err("encoded control byte"),
+            b'\\' => return Err("encoded backslash"),
+            b'/' => found.encoded_slash = true,
+            b';' => found.parameters = true,
+            _ => {}
+        }
+        if unreserved(value) {
+            text.push(char::from(value));
+        } else {
+            text.push('%');
+            text.push(char::from(high.to_ascii_uppercase()));
+            text.push(char::from(low.to_ascii_uppercase()));
+        }
+        decoded.push(value);
+        rest = after;
+    }
+    if std::str::from_utf8(&decoded).is_err() {
+        return Err("not UTF-8");
+    }
+    // Looked for in the normal form, where `%25%32%65` has become `%252e`.
+    found.double_encoding = text.split("%25").skip(1).any(
+        |after| matches!(after.as_bytes(), [a, b, ..] if hex(*a).is_some() && hex(*b).is_some()),
+    );
+    Ok(text)
+}
+
+/// Merges empty segments and resolves dot segments (RFC 3986 section 5.2.4).
+fn resolve(text: &str, found: &mut Ambiguities) -> Result<String, &'static str> {
+    let segments = || text.get(1..).unwrap_or_default().split('/');
+    let count = segments().count();
+    let odd = |(index, segment): (usize, &str)| {
+        (segment.is_empty() && index + 1 < count) || dots(segment).is_some()
+    };
+    if !segments().enumerate().any(odd) {
+        return Ok(text.to_owned());
+    }
+    let mut kept: Vec<&str> = Vec::new();
+    for (index, segment) in segments().enumerate() {
+        let last = index + 1 == count;
+        match dots(segment) {
+            Some(Dots::One) => found.dot_segments = true,
+            Some(Dots::Two) => {
+                found.dot_segments = true;
+                if kept.pop().is_none() {
+                    return Err("dot segment above the root");
+                }
+            }
+            None if segment.is_empty() && !last => {
+                found.empty_segments = true;
+                continue;
+            }
+            None => {
+                kept.push(segment);
+                continue;
+            }
+        }
+        if last {
+            kept.push("");
+        }
+    }
+    Ok(format!("/{}", kept.join("/")))
+}
+
+enum Dots {
+    One,
+    Two,
+}
+
+/// A dot segment, with or without path parameters: `..;x` is one to servers that strip them first.
+fn dots(segment: &str) -> Option<Dots> {
+    let name = segment.split(';').next().unwrap_or_default();
+    let name = name.split("%3B").next().unwrap_or_default();
+    match name {
+        "." => Some(Dots::One),
+        ".." => Some(Dots::Two),
+        _ => None,
+    }
+}
+
+fn hides_dots(segment: &str) -> bool {
+    segment.contains("%2F") && segment.split("%2F").any(|part| dots(part).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn canonical(raw: &str) -> String {
+        CanonicalPath::parse(raw).unwrap().as_str().to_owned()
+    }
+
+    fn strict(raw: &str) -> Result<String, &'static str> {
+        let path = CanonicalPath::parse(raw)?;
+        PathRules::default().check(path.ambiguities())?;
+        Ok(path.as_str().to_owned())
+    }
+
+    #[test]
+    fn equivalent_spellings_have_one_form() {
+        assert_eq!(strict("/%61dmin"), Ok("/admin".to_owned()));
+        assert_eq!(strict("/a%7eb%2db"), Ok("/a~b-b".to_owned()));
+        assert_eq!(strict("/caf%c3%a9"), Ok("/caf%C3%A9".to_owned()));
+        assert_eq!(strict("/"), Ok("/".to_owned()));
+        assert_eq!(strict("/a/"), Ok("/a/".to_owned()));
+        assert_eq!(strict("/100%25"), Ok("/100%25".to_owned()));
+    }
+
+    #[test]
+    fn ambiguous_paths_are_refused_by_default() {
+        for raw in [
+            "//admin",
+            "/a//b",
+            "/./a",
+            "/a/..",
+            "/a/../b",
+            "/%2e%2e/a",
+            "/.%2e/a",
+            "/a%2Fb",
+            "/a%2fb",
+            "/a\\b",
+            "/a%5cb",
+            "/a%00",
+            "/a%0ab",
+            "/a;b",
+            "/..;/admin",
+            "/a%3bb",
+            "/%252e%252e/",
+            "/%25%32%65",
+            "/a%252fb",
+            "/%c0%ae",
+            "/%ff",
+            "/a%",
+            "/a%2",
+            "/a%zz",
+            "/a b",
+            "/\u{e9}",
+            "/a|b",
+            "a",
+            "",
+            "*",
+            "/../a",
+        ] {
+            assert!(strict(raw).is_err(), "{raw:?} gave {:?}", strict(raw));
+        }
+    }
+
+    #[test]
+    fn allowed_forms_are_forwarded_as_they_were_matched() {
+        assert_eq!(canonical("//a///b"), "/a/b");
+        assert_eq!(canonical("/a/./b/../c"), "/a/c");
+        assert_eq!(canonical("/a/.."), "/");
+        assert_eq!(canonical("/a/b/.."), "/a/");
+        assert_eq!(canonical("/a%2fb"), "/a%2Fb");
+        assert_eq!(canonical("/a%2f..b"), "/a%2F..b");
+        for raw in [
+            "/x/..%2fadmin",
+            "/x%2f%2e%2e/admin",
+            "/x%2f.%2fy",
+            "/x%2f..;a/y",
+        ] {
+            let refused = Err("dot segment behind an encoded slash");
+            assert_eq!(CanonicalPath::parse(raw), refused, "{raw}");
+        }
+        assert_eq!(
+            CanonicalPath::parse("/.."),
+            Err("dot segment above the root")
+        );
+    }
+
+    #[test]
+    fn segments_are_split_before_they_are_decoded() {
+        let path = CanonicalPath::parse("/a%2Fb/c%20d").unwrap();
+        assert_eq!(path.segments().collect::<Vec<_>>(), ["a/b", "c d"]);
+        assert_eq!(CanonicalPath::parse("/").unwrap().segments().count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn canonical_form_is_a_fixed_point(raw in "/[a-c./%0-9A-F;:@~ -]{0,40}") {
+            if let Ok(path) = CanonicalPath::parse(&raw) {
+                let again = CanonicalPath::parse(path.as_str()).unwrap();
+                prop_assert_eq!(again.as_str(), path.as_str());
+            }
+        }
+
+        #[test]
+        fn no_accepted_path_decodes_into_another_folder(raw in "/[a-c./%25eEfF;]{0,24}") {
+            if let Ok(path) = strict(&raw) {
+                prop_assert!(!path.contains("//"));
+                let segments = CanonicalPath::parse(&path).unwrap().segments().collect::<Vec<_>>();
+                prop_assert!(segments.iter().all(|s| s != "." && s != ".." && !s.contains('/')));
+            }
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! Tokens that were verified already, and tokens whose signature was found wrong.
+//!
+//! Keyed by SHA-256 of the token's bytes. A hit is believed only while its key is still among the
+//! issuer's keys and the request's clock lies within the token's terms; a changed configuration
+//! brings a new cache. Proof of possession is not part of an entry: it is asked of every request.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use moka::Expiry;
+use moka::sync::Cache;
+
+use super::Identity;
+use super::claims::Terms;
+
+/// SHA-256 of a token.
+pub(super) type Digest = [u8; 32];
+
+/// Most tokens remembered as wrongly signed.
+const MAX_REFUSED: u64 = 4096;
+
+/// How long they are remembered.
+const REFUSED_LIFETIME: Duration = Duration::from_secs(30);
+
+/// What an entry costs besides its claims: identity, names, map nodes.
+const FIXED_COST: usize = 1024;
+
+/// A parsed claim costs so many times its text, at most: one node of a map for a member of three
+/// or four bytes.
+const CLAIM_COST: usize = 8;
+
+/// A verified token.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) identity: Arc<Identity>,
+    pub(super) terms: Terms,
+    /// The key that signed it.
+    pub(super) key: [u8; 32],
+    lifetime: Duration,
+    weight: u32,
+}
+
+/// The bounds of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bounds {
+    /// Most tokens; zero keeps none.
+    pub(super) entries: u64,
+    /// Most bytes, estimated.
+    pub(super) memory: u64,
+    /// Longest time that an entry is kept.
+    pub(super) lifetime: Duration,
+}
+
+/// The tokens of one issuer.
+#[derive(Debug)]
+pub(super) struct TokenCache {
+    verified: Cache<Digest, Arc<Entry>>,
+    refused: Cache<Digest, [u8; 32]>,
+    bounds: Bounds,
+}
+
+impl TokenCache {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        let capacity = if bounds.entries == 0 {
+            0
+        } else {
+            bounds.memory
+        };
+        Self {
+            verified: Cache::builder()
+                .max_capacity(capacity)
+                .weigher(|_, entry: &Arc<Entry>| entry.weight)
+                .expire_after(Lifetimes)
+                .build(),
+            refused: Cache::builder()
+                .max_capacity(MAX_REFUSED)
+                .time_to_live(REFUSED_LIFETIME)
+                .build(),
+            bounds,
+        }
+    }
+
+    /// The entry of a token, if it holds at this time and its key is still there.
+    pub(super) fn get(
+        &self,
+        digest: &Digest,
+        now: SystemTime,
+        is_key: impl Fn(&[u8; 32]) -> bool,
+    ) -> Option<Arc<Entry>> {
+        if self.bounds.entries == 0 {
+            return None;
+        }
+        let entry = self.verified.get(digest)?;
+        if !is_key(&entry.key) {
+            self.verified.invalidate(digest);
+            return None;
+        }
+        (entry.terms.valid_from <= now && now < entry.terms.valid_until).then_some(entry)
+    }
+
+    /// Keeps a verified token, as long as it lasts and no longer than the configured time.
+    pub(super) fn keep(
+        &self,
+        digest: Digest,
+        identity: &Arc<Identity>,
+        terms: Terms,
+        key: [u8; 32],
+        token_length: usize,
+        now: SystemTime,
+    ) {
+        let Some(share) = self.bounds.memory.checked_div(self.bounds.entries) else {
+            return;
+        };
+        // The weight bounds both: no entry weighs less than its share of the memory.
+        let cost = u64::try_from(FIXED_COST + CLAIM_COST * token_length).unwrap_or(u64::MAX);
+        let weight = u32::try_from(cost.max(share)).unwrap_or(u32::MAX);
+        let left = terms.valid_until.duration_since(now).unwrap_or_default();
+        let entry = Entry {
+            identity: Arc::clone(identity),
+            terms,
+            key,
+            lifetime: left.min(self.bounds.lifetime),
+            weight,
+        };
+        self.verified.insert(digest, Arc::new(entry));
+    }
+
+    /// Whether this token was found to be wrongly signed under this key a short time ago.
+    pub(super) fn is_refused(&self, digest: &Digest, key: &[u8; 32]) -> bool {
+        self.refused
+            .get(digest)
+            .is_some_and(|refused| refused == *key)
+    }
+
+    /// Remembers a token as wrongly signed under this key.
+    pub(super) fn refuse(&self, digest: Digest, key: [u8; 32]) {
+        self.refused.insert(digest, key);
+    }
+
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (u64, u64) {
+        self.verified.run_pending_tasks();
+        self.refused.run_pending_tasks();
+        (self.verified.entry_count(), self.refused.entry_count())
+    }
+}
+
+#[derive(Debug)]
+struct Lifetimes;
+
+impl Expiry<Digest, Arc<Entry>> for Lifetimes {
+    fn expire_after_create(&self, _: &Digest, entry: &Arc<Entry>, _: Instant) -> Option<Duration> {
+        Some(entry.lifetime)
+    }
+
+    fn expire_after_update(
+        &self,
+        _: &Digest,
+        entry: &Arc<Entry>,
+        _: Instant,
+        _: Option<Duration>,
+    ) -> Option<Duration> {
+        Some(entry.lifetime)
+    }
+}

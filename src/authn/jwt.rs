@@ -1,0 +1,313 @@
+//! Bearer JWTs: whose token it is, under which rules, with which key. Never fetches.
+//!
+//! The order is: size, look-up of tokens verified before, form, issuer (`iss`, byte for byte, among
+//! the issuers of the route), header rules, claims, key (by `kid`, within that issuer), signature.
+//! The signature comes last because it is the costly step that an attacker would make us repeat.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use super::algorithm::{self, Algorithm};
+use super::cache::{Digest, Entry, TokenCache};
+use super::claims::{Rules, Terms};
+use super::code::{self, Refused, refused};
+use super::compile::Inputs;
+use super::jwks::{KeyStatus, KeyStore, NoKey};
+use super::jws::Jws;
+use super::{Attempt, Failure, Identity, json};
+use crate::document::{self, Value};
+use crate::metrics::Metrics;
+use crate::request::InboundRequest;
+
+pub use super::algorithm::Algorithm as SignatureAlgorithm;
+pub use super::config::{CacheConfig, ClaimsConfig, IssuerConfig, KeysConfig, RefreshConfig};
+
+/// Bearer JWTs of one or several issuers.
+#[derive(Debug)]
+pub struct Jwt {
+    issuers: Vec<Arc<Issuer>>,
+}
+
+/// One trusted issuer: its rules, its keys, its verified tokens.
+#[derive(Debug)]
+pub struct Issuer {
+    config: IssuerConfig,
+    inputs: Inputs,
+    judge: Judge,
+    keys: Arc<KeyStore>,
+    cache: TokenCache,
+    metrics: Arc<Metrics>,
+}
+
+/// The rules of one issuer's tokens.
+#[derive(Debug)]
+pub(super) struct Judge {
+    pub(super) rules: Rules,
+    pub(super) algorithms: Vec<Algorithm>,
+    /// In the form of `jws::media_type`.
+    pub(super) token_types: Vec<String>,
+    pub(super) allow_missing_type: bool,
+    pub(super) max_token_size: usize,
+}
+
+impl Issuer {
+    pub(super) const fn new(
+        config: IssuerConfig,
+        inputs: Inputs,
+        judge: Judge,
+        keys: Arc<KeyStore>,
+        cache: TokenCache,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self {
+            config,
+            inputs,
+            judge,
+            keys,
+            cache,
+            metrics,
+        }
+    }
+
+    /// The name of its block.
+    pub fn name(&self) -> &Arc<str> {
+        &self.judge.rules.source
+    }
+
+    /// The `iss` of its tokens.
+    pub fn issuer(&self) -> &Arc<str> {
+        &self.judge.rules.issuer
+    }
+
+    /// Starts fetching keys on the control thread; ends when the issuer is dropped.
+    pub fn activate(self: &Arc<Self>, control: &tokio::runtime::Handle) {
+        self.keys.activate(control);
+    }
+
+    /// `Err` with the reason while tokens of this issuer cannot be judged.
+    ///
+    /// # Errors
+    /// A sentence for the readiness page.
+    pub fn ready(&self) -> Result<(), String> {
+        let status = self.keys.status();
+        if status.keys > 0 {
+            return Ok(());
+        }
+        let why = status
+            .last_error
+            .unwrap_or_else(|| "they have not been fetched yet".to_owned());
+        Err(format!("issuer {} has no keys: {why}", self.name()))
+    }
+
+    /// What is known of its keys, for the admin page.
+    pub fn status(&self) -> KeyStatus {
+        self.keys.status()
+    }
+
+    /// Whether it was compiled from exactly this.
+    pub(super) fn is_of(&self, config: &IssuerConfig, inputs: &Inputs) -> bool {
+        self.config == *config && self.inputs == *inputs
+    }
+
+    /// Whether its keys are those of this configuration.
+    pub(super) fn has_keys_of(&self, config: &IssuerConfig, inputs: &Inputs) -> bool {
+        self.config.same_keys(config) && self.inputs == *inputs
+    }
+
+    pub(super) fn keys(&self) -> Arc<KeyStore> {
+        Arc::clone(&self.keys)
+    }
+
+    fn cached(&self, digest: &Digest, now: SystemTime) -> Option<Arc<Entry>> {
+        self.cache
+            .get(digest, now, |fingerprint| self.keys.holds(fingerprint))
+    }
+
+    async fn verify(
+        &self,
+        token: &Presented<'_>,
+        jws: Jws<'_>,
+        claims: Value,
+        now: SystemTime,
+    ) -> Result<(Arc<Identity>, Terms), Failure> {
+        let refuse = |refused: Refused| refused.from(Some(self.name()));
+        let algorithm = self.judge.header(&jws).map_err(refuse)?;
+        let terms = self.judge.rules.check(&claims, now).map_err(refuse)?;
+        let key = match self.keys.key(jws.key_id.as_ref(), algorithm).await {
+            Ok(key) => key,
+            Err(NoKey::Unavailable) => {
+                return Err(Failure::Unavailable {
+                    source_name: Arc::clone(self.name()),
+                });
+            }
+            Err(NoKey::Mismatch) => {
+                let what = "the key is not for the token's algorithm";
+                return Err(refuse(refused(code::KEY_MISMATCH, what)));
+            }
+            Err(NoKey::Ambiguous) => {
+                let what = "the token names no key and several fit";
+                return Err(refuse(refused(code::UNKNOWN_KEY, what)));
+            }
+            Err(NoKey::Unknown) => {
+                let what = "the issuer has no such key";
+                return Err(refuse(refused(code::UNKNOWN_KEY, what)));
+            }
+        };
+        let wrong = || refuse(refused(code::SIGNATURE, "the signature is wrong"));
+        if self.cache.is_refused(&token.digest, &key.fingerprint) {
+            self.metrics.token_cache(self.name(), "refused");
+            return Err(wrong());
+        }
+        self.metrics.token_cache(self.name(), "miss");
+        if !algorithm::verify(algorithm, &key.material, &jws) {
+            self.cache.refuse(token.digest, key.fingerprint);
+            return Err(wrong());
+        }
+        let identity = self
+            .judge
+            .rules
+            .identity(claims, &terms, key.id.clone())
+            .map_err(refuse)?;
+        let identity = Arc::new(identity);
+        self.cache.keep(
+            token.digest,
+            &identity,
+            terms.clone(),
+            key.fingerprint,
+            token.text.len(),
+            now,
+        );
+        Ok((identity, terms))
+    }
+}
+
+impl Judge {
+    /// Judges the header; the algorithm is one of the list or none.
+    fn header(&self, jws: &Jws<'_>) -> Result<Algorithm, Refused> {
+        let algorithm = Algorithm::from_name(&jws.algorithm)
+            .filter(|algorithm| self.algorithms.contains(algorithm))
+            .ok_or_else(|| refused(code::ALGORITHM, "`alg` is not in the issuer's list"))?;
+        let accepted = match &jws.token_type {
+            None => self.allow_missing_type,
+            Some(token_type) => {
+                let token_type = super::jws::media_type(token_type);
+                self.token_types.contains(&token_type)
+            }
+        };
+        if accepted {
+            Ok(algorithm)
+        } else {
+            Err(refused(
+                code::TYPE,
+                "`typ` is not one the issuer's block accepts",
+            ))
+        }
+    }
+}
+
+/// A token as it came.
+struct Presented<'t> {
+    text: &'t str,
+    digest: Digest,
+}
+
+impl Jwt {
+    /// Tokens of these issuers. No two of them have the same `iss`.
+    pub(super) const fn new(issuers: Vec<Arc<Issuer>>) -> Self {
+        Self { issuers }
+    }
+
+    /// Judges a bearer token. Waits for nothing but an unknown key, and for that a bounded time.
+    pub(super) async fn attempt(&self, token: &str, request: &InboundRequest) -> Attempt {
+        match self.judge(token, request.received_at).await {
+            Ok((identity, terms)) => match confirm(&terms, request) {
+                Ok(()) => Attempt::Verified(identity),
+                Err(refused) => Attempt::Refused(refused.from(Some(&identity.source))),
+            },
+            Err(failure) => Attempt::Refused(failure),
+        }
+    }
+
+    /// The identity of a token that was verified before and still holds.
+    pub(super) fn recall(&self, token: &str, request: &InboundRequest) -> Option<Arc<Identity>> {
+        let digest = sha256(token.as_bytes());
+        let entry = self
+            .issuers
+            .iter()
+            .find_map(|issuer| issuer.cached(&digest, request.received_at))?;
+        confirm(&entry.terms, request).ok()?;
+        Some(Arc::clone(&entry.identity))
+    }
+
+    async fn judge(&self, token: &str, now: SystemTime) -> Result<(Arc<Identity>, Terms), Failure> {
+        let largest = self
+            .issuers
+            .iter()
+            .map(|issuer| issuer.judge.max_token_size);
+        if token.len() > largest.max().unwrap_or(0) {
+            return Err(refused(code::SIZE, "it is longer than any issuer allows").from(None));
+        }
+        let token = Presented {
+            text: token,
+            digest: sha256(token.as_bytes()),
+        };
+        for issuer in &self.issuers {
+            if let Some(entry) = issuer.cached(&token.digest, now) {
+                issuer.metrics.token_cache(issuer.name(), "hit");
+                return Ok((Arc::clone(&entry.identity), entry.terms.clone()));
+            }
+        }
+        let jws = Jws::parse(token.text).map_err(|refused| refused.from(None))?;
+        let claims = json::parse_object(&jws.payload).map_err(|()| {
+            refused(code::MALFORMED, "the payload is not a strict JSON object").from(None)
+        })?;
+        let issuer = document::member(&claims, "iss")
+            .and_then(document::text)
+            .and_then(|named| {
+                self.issuers
+                    .iter()
+                    .find(|issuer| **issuer.issuer() == **named)
+            })
+            .ok_or_else(|| {
+                refused(code::ISSUER, "`iss` names no issuer of the route").from(None)
+            })?;
+        if token.text.len() > issuer.judge.max_token_size {
+            let refused = refused(code::SIZE, "it is longer than the issuer allows");
+            return Err(refused.from(Some(issuer.name())));
+        }
+        issuer.verify(&token, jws, claims, now).await
+    }
+}
+
+/// Whether the connection proves what the token is bound to (RFC 8705 section 3). Asked of every
+/// request and never kept: the same token may come from another client.
+fn confirm(terms: &Terms, request: &InboundRequest) -> Result<(), Refused> {
+    let Some(bound) = &terms.certificate else {
+        return Ok(());
+    };
+    let shown = request
+        .conn
+        .tls
+        .as_ref()
+        .and_then(|tls| tls.peer_certificate.as_ref());
+    if shown.is_some_and(|certificate| certificate.sha256 == *bound) {
+        Ok(())
+    } else {
+        Err(refused(
+            code::CONFIRMATION,
+            "the token is bound to a certificate that the connection did not show",
+        ))
+    }
+}
+
+fn sha256(bytes: &[u8]) -> Digest {
+    let mut out = Digest::default();
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    out
+}
+
+#[cfg(test)]
+#[path = "jwt_tests.rs"]
+mod tests;

@@ -1,0 +1,586 @@
+//! The two engines beside one another: where they differ, the bytecode machine is not used.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::num::NonZeroU64;
+use std::path::Path;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use regorus::Value;
+
+use super::check;
+use super::guard;
+use super::negation;
+use super::rego::{self, Limits, Machine, Outcome, Program, Source};
+use super::remark::Remark;
+use super::subset;
+
+const LIMITS: Limits = Limits {
+    time: Duration::from_secs(5),
+    instructions: 1_000_000,
+    memory: NonZeroU64::MAX,
+};
+
+fn json(text: &str) -> Value {
+    Value::from_json_str(text).unwrap()
+}
+
+/// The first form that is not on the list.
+fn outside(sources: &[Source]) -> Option<&'static str> {
+    let data = json(r#"{"numbered": {"1": true}, "named": {"x": true}}"#);
+    let mut engine = rego::parse(sources, &data).unwrap();
+    subset::outside(engine.get_modules(), &data).map(|outside| outside.what)
+}
+
+fn module(rules: &str) -> Vec<Source> {
+    vec![("p.rego".to_owned(), format!("package p\n{rules}\n"))]
+}
+
+fn program(sources: &[Source], data: &Value, entry: &str, rvm: bool) -> Result<Program, String> {
+    let engine = rego::parse(sources, data).map_err(|remarks| format!("{remarks:?}"))?;
+    if rvm {
+        Program::compiled(engine, entry, LIMITS)
+    } else {
+        Program::interpreted(engine, entry, LIMITS)
+    }
+}
+
+fn run(program: &Program, input: &Value) -> Outcome {
+    match Machine::new(program) {
+        Ok(mut machine) => machine.run(input.clone()),
+        Err(why) => Outcome::Error(why),
+    }
+}
+
+fn same(one: &Outcome, other: &Outcome) -> bool {
+    matches!((one, other), (Outcome::Error(_), Outcome::Error(_))) || one == other
+}
+
+/// Each of these is answered differently by the machine, mostly with a yes where OPA and the
+/// interpreter are undefined or fail.
+const DIFFERENT: &[&str] = &[
+    "allow if { w := input.nope }",
+    "allow if { w := data.nope }",
+    "g := \"x\" if input.nope\nallow if { w := g }",
+    "allow if { x := {\"a\": input.nope} }",
+    "allow if { x := [input.nope] }",
+    "allow if { x := {input.nope} }",
+    "allow if { x := upper(input.nope) }",
+    "allow if { x := input.nope == 1 }",
+    "allow if { _ := input.nope }",
+    "allow if { f(input.nope) }\nf(_) := true",
+    "allow if { \"zz\", 1 in {\"b\": 1} }",
+    "allow if { not \"zz\", 1 in {\"b\": 1} }",
+    "allow if { every x in [1] { y := input.nope } }",
+    "allow if { some x in input.text }",
+    "allow if { some x in [1]; y := input.nope }",
+    "allow if { count([x | x := input.nope]) == 1 }",
+    "allow if { count([input.nope | true]) == 1 }",
+    "allow if { count({\"a\": input.nope | true}) == 1 }",
+    "allow if { count({input.nope: 1 | true}) == 1 }",
+    "allow if { count([x | some x in input.number]) == 0 }",
+    "s contains 1 if { x := input.nope }\nallow if 1 in s",
+    "o[k] := input.nope if { k := \"a\" }\nallow if count(o) == 1",
+    "allow := input.nope if true else := true",
+    "allow := false if { some x in []; x == 1 } else := true",
+    "allow if data.numbered[1]",
+    "allow if data.numbered[input.number]",
+    "r := input.number\nallow if data.numbered[r]",
+    "a := 1 if input.text\na := 2 if input.text\nallow if not a",
+    "a := true if input.text\na := false if input.text\nallow if not a",
+    "f(x) := 1 if x\nf(x) := 2 if x\nallow if not f(true)",
+    "bad if upper(input.number) == \"X\"\nallow if not bad",
+    "bad if 1 / (input.number - 5) == 1\nallow if not bad",
+    "bad if input.number < input.text\nallow if not bad",
+    "default a := 5\na := upper(input.number)\nallow if a == 5",
+    "a := upper(input.number) if true else := 5\nallow if a == 5",
+    "allow if upper(input.number) == \"x\"\nallow if input.text",
+    "allow if { sprintf(\"%s %s\", [\"a\"]) != \"\" }",
+    "allow if { sprintf(\"%d\", [input.text]) != \"\" }",
+    "default f(_) := true\nf(x) := false if x == 1\nallow if f(2)",
+    "f(x) if { y := x.a }\nallow if { f({\"b\": 1}) }",
+    "allow if { x := {1} & input.nope }",
+];
+
+#[test]
+fn forms_that_the_machine_answers_differently_are_not_on_the_list() {
+    for rules in DIFFERENT {
+        assert!(outside(&module(rules)).is_some(), "{rules}");
+    }
+}
+
+#[test]
+fn what_authorization_is_mostly_made_of_is_on_the_list() {
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("policies/orders.rego");
+    let shipped = fs::read_to_string(shipped).unwrap();
+    assert_eq!(outside(&[("orders.rego".to_owned(), shipped)]), None);
+    for rules in [
+        "default allow := false\nallow if \"orders:read\" in input.identity.scopes",
+        "allow if { input.request.method == \"GET\"; not blocked }\nblocked if data.blocked[input.identity.subject]",
+        "allow if { user := input.identity.subject; user == input.route.params.id }",
+        "allow if { role := input.identity.claims.role; role in data.roles[input.request.method] }",
+        "allow if { some segment in input.request.segments; segment == \"open\" }",
+        "allow if startswith(input.request.path, \"/open/\")",
+        "allow if data.numbered[input.route.params.id]",
+        "allow if data.named[input.identity.claims.tenant]",
+        "denied contains \"closed\" if data.closed\nallow := {\"allow\": false, \"reason\": sprintf(\"%v\", [denied])} if denied != set()",
+    ] {
+        assert_eq!(outside(&module(rules)), None, "{rules}");
+    }
+}
+
+/// Writes policies at random: most of the tame ones are made only of what is on the list.
+struct Writer {
+    rng: StdRng,
+    tame: bool,
+    variables: usize,
+}
+
+impl Writer {
+    fn pick(&mut self, from: &[&'static str]) -> &'static str {
+        from.choose(&mut self.rng).unwrap()
+    }
+
+    fn one_in(&mut self, n: u32) -> bool {
+        self.rng.random_ratio(1, n)
+    }
+
+    /// A term; `rule` may name only later rules.
+    fn term(&mut self, rule: usize, depth: usize) -> String {
+        let choice = self.rng.random_range(0..if self.tame { 12 } else { 17 });
+        let inner = |writer: &mut Self| {
+            if depth == 0 {
+                "input.a".to_owned()
+            } else {
+                writer.term(rule, depth - 1)
+            }
+        };
+        match choice {
+            0..=3 => self
+                .pick(&[
+                    "input.a",
+                    "input.b",
+                    "input.c.d",
+                    "input.nope",
+                    "input.list",
+                    "input.c",
+                    "input.list[0]",
+                    "input.request.path",
+                ])
+                .to_owned(),
+            4 | 5 => self
+                .pick(&[
+                    "\"x\"",
+                    "\"y\"",
+                    "1",
+                    "true",
+                    "false",
+                    "null",
+                    "[]",
+                    "{1, \"x\"}",
+                    "\"\"",
+                    "[\"x\", 1]",
+                ])
+                .to_owned(),
+            6 => self
+                .pick(&["data.m", "data.m.x", "data.nope", "data.m.list"])
+                .to_owned(),
+            7 => format!(
+                "{}[{}]",
+                self.pick(&[
+                    "data.m",
+                    "data.n",
+                    "input.c",
+                    "input.list",
+                    if rule < 3 { "r3" } else { "input.c" }
+                ]),
+                inner(self)
+            ),
+            8 if rule < 3 => self.pick(&["s", "r3", "r3"]).to_owned(),
+            8 | 9 if rule < 2 => format!("r{}", self.rng.random_range(rule + 1..4)),
+            8 | 9 => "input.b".to_owned(),
+            10 => match self.rng.random_range(0..3) {
+                0 => format!("[{}]", inner(self)),
+                1 => format!("{{\"k\": {}}}", inner(self)),
+                _ => format!("{{{}}}", inner(self)),
+            },
+            11 => match self.rng.random_range(0..3) {
+                0 => format!("sprintf(\"%v-%s\", [{}, {}])", inner(self), inner(self)),
+                1 => "startswith(input.request.path, \"/x\")".to_owned(),
+                _ => "upper(input.request.path)".to_owned(),
+            },
+            12 => format!("upper({})", inner(self)),
+            13 => format!("count({})", inner(self)),
+            14 => format!("({} + 1)", inner(self)),
+            15 => format!("[x | some x in {}]", inner(self)),
+            _ => format!("f({})", inner(self)),
+        }
+    }
+
+    fn statement(&mut self, rule: usize, several: bool, out: &mut Vec<String>) {
+        let one = self.term(rule, 2);
+        let other = self.term(rule, 1);
+        let not = if self.one_in(3) { "not " } else { "" };
+        self.variables += 1;
+        let v = format!("v{}", self.variables);
+        let kinds = match (self.tame, several) {
+            (true, true) => 10,
+            (true, false) => 12,
+            (false, _) => 18,
+        };
+        let last = match self.rng.random_range(0..kinds) {
+            0..=2 => format!("{not}{one} == {other}"),
+            3 | 4 => format!("{not}{one} != {other}"),
+            5 | 6 => format!("{not}{one} in {other}"),
+            7 | 8 => format!("{not}{one}"),
+            9 => {
+                out.push(format!("{v} := {one}"));
+                match self.rng.random_range(0..5) {
+                    0 => format!("{v} == {other}"),
+                    1 => format!("{v} != {other}"),
+                    2 => v,
+                    3 => format!("{v} in {other}"),
+                    _ => format!("{v}.d != {other}"),
+                }
+            }
+            10 => {
+                let over = self.pick(&[
+                    "s",
+                    "input.request.segments",
+                    "[1, \"x\"]",
+                    "[input.a, input.b]",
+                    "{\"k\": input.a}",
+                ]);
+                let over = if over == "s" && rule >= 3 {
+                    "{1}"
+                } else {
+                    over
+                };
+                out.push(format!("some {v} in {over}"));
+                match self.rng.random_range(0..3) {
+                    0 => format!("{not}input.c[{v}] == {other}"),
+                    1 => format!("{not}{v} in {other}"),
+                    _ => format!("{not}{v} == {other}"),
+                }
+            }
+            11 => {
+                out.push(format!("some k{v}, {v} in input.request.query"));
+                format!("{not}[k{v}, {v}] == {other}")
+            }
+            12 => format!("{v} := {one}"),
+            13 => format!("{v} = {one}"),
+            14 => format!("some {v} in {one}"),
+            15 => format!("every {v} in {one} {{ {v} == {other} }}"),
+            16 => format!("{one} < {other}"),
+            _ => format!("\"x\", {one} in {other}"),
+        };
+        out.push(last);
+    }
+
+    fn body(&mut self, rule: usize, several: bool) -> String {
+        let mut out = Vec::new();
+        for _ in 0..self.rng.random_range(1..4) {
+            self.statement(rule, several, &mut out);
+        }
+        if self.one_in(8) {
+            out.reverse();
+        }
+        format!("if {{\n  {}\n}}", out.join("\n  "))
+    }
+
+    fn value(&mut self, rule: usize, safe: bool) -> String {
+        if safe && self.tame {
+            return self
+                .pick(&[
+                    ":= true",
+                    ":= false",
+                    ":= \"x\"",
+                    ":= input.request.path",
+                    ":= {\"1\": \"x\", \"x\": \"y\"}",
+                    ":= {\"allow\": true, \"r\": [input.request.method]}",
+                ])
+                .to_owned();
+        }
+        match self.rng.random_range(0..3) {
+            0 => String::new(),
+            _ => format!(":= {}", self.term(rule, 1)),
+        }
+    }
+
+    fn policy(&mut self) -> String {
+        let mut rules = Vec::new();
+        for rule in 0..4 {
+            let name = if rule == 0 {
+                "allow".to_owned()
+            } else {
+                format!("r{rule}")
+            };
+            if self.one_in(3) {
+                let value = self.pick(&["true", "false", "\"x\"", "{\"k\": [1]}"]);
+                rules.push(format!("default {name} := {value}"));
+            }
+            if self.one_in(3) {
+                // Defined several times, for one reason or another.
+                for _ in 0..2 {
+                    let value = if self.tame { "" } else { ":= input.a" };
+                    let body = self.body(rule, false);
+                    rules.push(format!("{name} {value} {body}"));
+                }
+                continue;
+            }
+            let branches = self.rng.random_range(0..3);
+            let several = branches > 0;
+            let value = self.value(rule, several);
+            let mut text = format!("{name} {value} {}", self.body(rule, several));
+            for _ in 0..branches {
+                let value = self.value(rule, true);
+                text.push_str(&format!(" else {value} {}", self.body(rule, true)));
+            }
+            rules.push(text);
+        }
+        for _ in 0..2 {
+            let member = if self.tame {
+                "\"x\"".to_owned()
+            } else {
+                self.term(3, 1)
+            };
+            rules.push(format!("s contains {member} {}", self.body(3, false)));
+        }
+        rules.push("s contains v if { some v in input.request.segments; v != \"y\" }".to_owned());
+        if !self.tame {
+            rules.push("f(x) := y if { y := x }".to_owned());
+        }
+        rules.join("\n")
+    }
+
+    fn input(&mut self) -> Value {
+        let values = [
+            "\"x\"",
+            "\"y\"",
+            "1",
+            "0",
+            "true",
+            "false",
+            "null",
+            "[]",
+            "[\"x\", 1]",
+            "{}",
+            "{\"d\": \"x\"}",
+            "{\"d\": 1, \"x\": \"y\"}",
+            "\"\"",
+            "[[\"x\"]]",
+        ];
+        let mut members: Vec<String> = Vec::new();
+        for name in ["a", "b", "c", "list"] {
+            if !self.one_in(5) {
+                members.push(format!("\"{name}\": {}", self.pick(&values)));
+            }
+        }
+        let path = self.pick(&["/x", "/y/x", "/"]);
+        let segments = self.pick(&["[\"x\"]", "[]", "[\"y\", \"x\"]"]);
+        let query = self.pick(&["{}", "{\"x\": [\"x\"]}", "{\"x\": [\"y\"], \"y\": []}"]);
+        members.push(format!(
+            "\"request\": {{\"path\": \"{path}\", \"method\": \"GET\", \"segments\": {segments}, \"query\": {query}}}"
+        ));
+        json(&format!("{{{}}}", members.join(", ")))
+    }
+}
+
+/// `PORTCULLIS_POLICIES` asks for more policies than a test run has time for.
+#[test]
+fn both_engines_agree_on_generated_policies_made_of_what_is_on_the_list() {
+    let count: u64 = std::env::var("PORTCULLIS_POLICIES")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(600);
+    let data = json(
+        r#"{"m": {"x": "y", "list": ["x", 1], "true": 1, "1": "x"}, "n": {"x": "y", "y": ["x", 1], "z": 1}}"#,
+    );
+    let (mut inside, mut allowed, mut differing) = (0, 0, 0);
+    for seed in 0..count {
+        let mut writer = Writer {
+            rng: StdRng::seed_from_u64(seed),
+            tame: seed % 4 != 0,
+            variables: 0,
+        };
+        let text = writer.policy();
+        let sources = module(&text);
+        let Ok(mut engine) = rego::parse(&sources, &data) else {
+            // Some of the wild ones are no Rego.
+            continue;
+        };
+        let listed = subset::outside(engine.get_modules(), &data).is_none();
+        let Ok(interpreted) = program(&sources, &data, "data.p.allow", false) else {
+            continue;
+        };
+        let Ok(compiled) = program(&sources, &data, "data.p.allow", true) else {
+            continue;
+        };
+        inside += u64::from(listed);
+        for _ in 0..8 {
+            let input = writer.input();
+            let (expected, found) = (run(&interpreted, &input), run(&compiled, &input));
+            if listed {
+                assert!(
+                    same(&expected, &found),
+                    "policy {seed} with {input}: the interpreter {expected:?}, the machine {found:?}\n{text}"
+                );
+                assert!(
+                    !matches!(found, Outcome::Error(_)),
+                    "policy {seed}: {found:?}\n{text}"
+                );
+                allowed += u64::from(found == Outcome::Answer(Value::from(true)));
+            } else {
+                differing += u64::from(!same(&expected, &found));
+            }
+        }
+    }
+    println!(
+        "{inside} of {count} policies on the list, {allowed} times allowed; off the list {differing} differences"
+    );
+    assert!(
+        inside > count / 8 && allowed > count / 8,
+        "{inside} inside, {allowed} allowed"
+    );
+    assert!(differing > 0, "the writer has lost its teeth");
+}
+
+fn yes(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Answer(value) => {
+            *value == Value::from(true)
+                || value
+                    .as_object()
+                    .is_ok_and(|o| o.get(&"allow".into()) == Some(&true.into()))
+        }
+        Outcome::Error(_) | Outcome::Budget(_) | Outcome::Panic(_) => false,
+    }
+}
+
+/// OPA's own conformance cases, where they lie beside the repository. Prints what became of them.
+#[test]
+fn no_case_of_opas_suite_is_allowed_that_opa_does_not_allow() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let Some(text) = ["../shared", "../../shared"]
+        .iter()
+        .find_map(|at| fs::read_to_string(root.join(at).join("vectors/opa/v1-cases.jsonl")).ok())
+    else {
+        println!("skipped: ../shared/vectors/opa/v1-cases.jsonl is not there");
+        return;
+    };
+    // The cases are others' code: a stack that is large, and a process that is a test's.
+    let worker = std::thread::Builder::new().stack_size(64 << 20);
+    let (classes, wrong) = worker.spawn(move || suite(&text)).unwrap().join().unwrap();
+    for (class, count) in &classes {
+        println!("{count:5}  {class}");
+    }
+    for line in &wrong {
+        println!("WRONG  {line}");
+    }
+    assert!(wrong.is_empty());
+}
+
+fn class(remark: &Remark) -> String {
+    let mut class = remark.message.clone();
+    for (from, to) in [('`', '`'), ('"', '"')] {
+        while let (Some(start), true) = (class.find(from), class.matches(from).count() >= 2) {
+            let end = start + 1 + class[start + 1..].find(to).unwrap();
+            class.replace_range(start..=end, "X");
+        }
+    }
+    class.chars().take(60).collect()
+}
+
+fn suite(text: &str) -> (BTreeMap<String, usize>, Vec<String>) {
+    let mut classes = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for line in text.lines() {
+        let case: serde_json::Value = serde_json::from_str(line).unwrap();
+        let class = case_class(&case, &mut wrong);
+        *classes.entry(class).or_default() += 1;
+    }
+    (classes, wrong)
+}
+
+fn case_class(case: &serde_json::Value, wrong: &mut Vec<String>) -> String {
+    let note = case["note"].as_str().unwrap_or("");
+    let entry = case["query"].as_str().unwrap_or("").strip_suffix(" = x");
+    let Some(entry) = entry.filter(|e| e.starts_with("data.") && !e.contains(['[', ' ', ';']))
+    else {
+        return "not asked: the query is no rule".to_owned();
+    };
+    let input = match (case.get("input"), case["input_term"].as_str()) {
+        (Some(input), _) => Value::from_json_str(&input.to_string()).unwrap(),
+        (None, Some(term)) => match Value::from_json_str(term) {
+            Ok(input) => input,
+            Err(_) => return "not asked: the input is no JSON".to_owned(),
+        },
+        (None, None) => Value::Undefined,
+    };
+    let sources: Vec<Source> = case["modules"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+        .map(|(i, text)| (format!("m{i}.rego"), text.as_str().unwrap_or("").to_owned()))
+        .collect();
+    if sources
+        .iter()
+        .any(|(_, text)| guard::examine(text).is_err())
+    {
+        return "refused: guard".to_owned();
+    }
+    let data = case.get("data").map_or_else(Value::new_object, |data| {
+        Value::from_json_str(&data.to_string()).unwrap()
+    });
+    let mut engine = match rego::parse(&sources, &data) {
+        Ok(engine) => engine,
+        Err(remarks) => return format!("refused: parser: {}", class(&remarks[0])),
+    };
+    let analysis = check::analyse(engine.get_modules(), entry);
+    if let Some(remark) = analysis.remarks.first() {
+        return format!("refused: check: {}", class(remark));
+    }
+    if !analysis.rules.contains(entry) {
+        return "refused: no such rule".to_owned();
+    }
+    if let Some(remark) = negation::check(engine.get_modules(), &data).first() {
+        return format!("refused: negation: {}", class(remark));
+    }
+    let interpreted = match program(&sources, &data, entry, false) {
+        Ok(program) => program,
+        Err(why) => {
+            return format!(
+                "refused: compiler: {}",
+                class(&Remark::from_engine("", &why))
+            );
+        }
+    };
+    let allowed_by_opa = case["want_result"]
+        .as_array()
+        .and_then(|results| results.first())
+        .is_some_and(|first| first["x"] == true || first["x"]["allow"] == true);
+    let expected = run(&interpreted, &input);
+    if yes(&expected) && !allowed_by_opa {
+        wrong.push(format!(
+            "{note}: the interpreter allows {expected:?}, OPA {}",
+            case["want_result"]
+        ));
+    }
+    if analysis.ref_head.is_some() || subset::outside(engine.get_modules(), &data).is_some() {
+        return "interpreter".to_owned();
+    }
+    let Ok(compiled) = program(&sources, &data, entry, true) else {
+        return "interpreter: the machine's compiler refuses".to_owned();
+    };
+    let found = run(&compiled, &input);
+    if !same(&expected, &found) {
+        wrong.push(format!(
+            "{note}: the interpreter {expected:?}, the machine {found:?}"
+        ));
+    }
+    "machine".to_owned()
+}

@@ -1,0 +1,217 @@
+//! Input documents to compare the two engines on, derived from the policy's own words.
+//!
+//! Random documents would all be denied at the first rule. These start from a plausible request, or
+//! from an input of the policy's own tests, and then put the literals that the source compares with
+//! into the paths that it reads, take members away, and give them wrong types.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use regorus::Value;
+
+use super::check::Analysis;
+use super::subset;
+use crate::document::{from_json, object};
+
+/// Most words that are kept of a source.
+const MAX_WORDS: usize = 2_000;
+
+/// Paths of the input document that a policy may well read, beside those it names.
+const SCHEMA: &[&str] = &[
+    "version",
+    "request.method",
+    "request.scheme",
+    "request.host",
+    "request.path",
+    "request.segments",
+    "request.query",
+    "request.headers",
+    "request.protocol",
+    "request.received_at",
+    "request.received_at_ns",
+    "source.address",
+    "source.port",
+    "source.tls",
+    "source.tls.client_certificate",
+    "identity",
+    "identity.method",
+    "identity.issuer",
+    "identity.subject",
+    "identity.id",
+    "identity.client",
+    "identity.scopes",
+    "identity.roles",
+    "identity.claims",
+    "identity.expires_at",
+    "signals.device.known",
+    "signals.place.known",
+    "route.name",
+    "route.params",
+    "route.labels",
+];
+
+const BASE: &str = r#"{
+  "version": 1,
+  "request": {"id": "00000000000000000000000000000001", "method": "GET", "scheme": "https",
+    "host": "api.example.test", "path": "/orders/42", "segments": ["orders", "42"],
+    "query": {"expand": ["items"]}, "headers": {"accept": "application/json"}, "protocol": "HTTP/2",
+    "received_at": "2026-01-15T10:30:00Z", "received_at_ns": 1768473000000000000},
+  "source": {"address": "192.0.2.7", "port": 40000,
+    "tls": {"version": "TLSv1.3", "sni": "api.example.test", "client_certificate": null}},
+  "identity": {"method": "jwt", "issuer": "https://issuer.example.test", "source": "dev",
+    "subject": "alice", "id": "https://issuer.example.test#alice", "client": "orders-app",
+    "scopes": ["orders:read"], "roles": ["reader"],
+    "claims": {"sub": "alice", "scope": "orders:read"},
+    "expires_at": "2026-01-15T11:00:00Z"},
+  "signals": {"device": {"known": false}, "place": {"known": false}},
+  "route": {"name": "read-order", "params": {"id": "42"}, "labels": {"team": "orders"}}
+}"#;
+
+/// An endless, repeatable supply of input documents.
+pub(super) struct Generator {
+    rng: StdRng,
+    bases: Vec<Value>,
+    paths: Vec<(Vec<String>, Vec<Value>)>,
+    words: Vec<Value>,
+    next: usize,
+}
+
+impl Generator {
+    pub(super) fn new(analysis: &Analysis, tests: Vec<Value>, data: &Value, seed: u64) -> Self {
+        let mut bases: Vec<Value> = from_json(BASE.as_bytes()).into_iter().collect();
+        bases.extend(tests);
+        let mut words: BTreeSet<Value> = analysis.words.clone();
+        gather(data, 0, &mut words);
+        let words: Vec<Value> = words.into_iter().take(MAX_WORDS).collect();
+        let mut paths: BTreeMap<Vec<String>, Vec<Value>> = SCHEMA
+            .iter()
+            .map(|path| (path.split('.').map(str::to_owned).collect(), Vec::new()))
+            .collect();
+        for (path, values) in &analysis.compared {
+            paths.insert(path.clone(), values.iter().cloned().collect());
+        }
+        Self {
+            rng: StdRng::seed_from_u64(seed),
+            bases,
+            paths: paths.into_iter().collect(),
+            words,
+            next: 0,
+        }
+    }
+
+    /// The next document. The first are the bases as they are, and an empty input.
+    pub(super) fn next(&mut self) -> Value {
+        let index = self.next;
+        self.next += 1;
+        if let Some(base) = self.bases.get(index) {
+            return base.clone();
+        }
+        if index == self.bases.len() {
+            return Value::new_object();
+        }
+        let mut input = self
+            .bases
+            .choose(&mut self.rng)
+            .cloned()
+            .unwrap_or_else(Value::new_object);
+        for _ in 0..self.rng.random_range(1..=6) {
+            let Some((path, near)) = self.paths.choose(&mut self.rng).cloned() else {
+                break;
+            };
+            let change = self.change(&near);
+            if !possible(&path, change.as_ref()) {
+                continue;
+            }
+            input = set(input, &path, change.as_ref());
+        }
+        input
+    }
+
+    /// A value to put into a path; `None` takes the member away.
+    fn change(&mut self, near: &[Value]) -> Option<Value> {
+        match self.rng.random_range(0..20) {
+            0 => None,
+            1 => Some(Value::Null),
+            2 => Some(Value::from(self.rng.random::<bool>())),
+            3 => Some(Value::from(self.rng.random_range(-2..100_i64))),
+            4 => Some(Value::from("")),
+            5 => Some(Value::new_array()),
+            6 => Some(Value::new_object()),
+            7 | 8 => {
+                let count = self.rng.random_range(1..4);
+                Some(Value::from(
+                    (0..count).map(|_| self.word(near)).collect::<Vec<_>>(),
+                ))
+            }
+            9 => {
+                let (key, value) = (self.word(near), self.word(near));
+                Some(object([(key, value)]))
+            }
+            _ => Some(self.word(near)),
+        }
+    }
+
+    /// Mostly what the source compares this path with, else any of its words.
+    fn word(&mut self, near: &[Value]) -> Value {
+        let pool = if near.is_empty() || self.rng.random_ratio(1, 4) {
+            &self.words
+        } else {
+            near
+        };
+        pool.choose(&mut self.rng)
+            .cloned()
+            .unwrap_or_else(|| Value::from("x"))
+    }
+}
+
+/// Whether a request can have this value there: some members are always there, with one type.
+fn possible(path: &[String], value: Option<&Value>) -> bool {
+    let path = path.join(".");
+    if subset::TEXTS.contains(&path.as_str()) {
+        matches!(value, Some(Value::String(_)))
+    } else if subset::COLLECTIONS.contains(&path.as_str()) {
+        matches!(value, Some(Value::Array(_) | Value::Object(_)))
+    } else {
+        true
+    }
+}
+
+/// `input` with `path` set; objects on the way are made where there is something else.
+fn set(input: Value, path: &[String], value: Option<&Value>) -> Value {
+    let Some((first, rest)) = path.split_first() else {
+        return value.cloned().unwrap_or(Value::Null);
+    };
+    let mut members: BTreeMap<Value, Value> = match input.as_object() {
+        Ok(object) => object.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
+        Err(_) => BTreeMap::new(),
+    };
+    let key = Value::from(first.as_str());
+    if rest.is_empty() && value.is_none() {
+        members.remove(&key);
+    } else {
+        let inner = members.remove(&key).unwrap_or(Value::Null);
+        members.insert(key, set(inner, rest, value));
+    }
+    Value::from(members)
+}
+
+/// The strings and numbers of a data document.
+fn gather(value: &Value, depth: usize, words: &mut BTreeSet<Value>) {
+    if depth > crate::document::MAX_DEPTH || words.len() >= MAX_WORDS {
+        return;
+    }
+    if let Ok(object) = value.as_object() {
+        for (key, value) in object.iter() {
+            words.insert(key.clone());
+            gather(value, depth + 1, words);
+        }
+    } else if let Ok(array) = value.as_array() {
+        for value in array.iter() {
+            gather(value, depth + 1, words);
+        }
+    } else if matches!(value, Value::String(_) | Value::Number(_)) {
+        words.insert(value.clone());
+    }
+}

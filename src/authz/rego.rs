@@ -1,0 +1,264 @@
+//! The Rego engine: modules to programs, input to outcome.
+//!
+//! A program runs on regorus's bytecode machine where the gate found it to agree with the
+//! interpreter, else on the interpreter. Both are told to raise every error of a builtin: OPA's
+//! habit of turning them into "undefined" would let a rule that says no vanish.
+
+use std::num::{NonZeroU32, NonZeroU64};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use regorus::languages::rego::compiler::Compiler;
+use regorus::rvm::program::Program as Bytecode;
+use regorus::rvm::vm::{RegoVM, VmError};
+use regorus::utils::limits::ExecutionTimerConfig;
+use regorus::{Engine, LimitError, MemoryBudgetConfig, Value};
+
+use super::remark::Remark;
+
+/// How many instructions pass between two looks at the clock.
+const CLOCK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
+/// Longest detail of an engine's error that a record keeps, in characters.
+const MAX_DETAIL: usize = 400;
+
+/// What one decision may use up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) time: Duration,
+    pub(super) instructions: usize,
+    /// Bytes.
+    pub(super) memory: NonZeroU64,
+}
+
+/// A module's file and text.
+pub(super) type Source = (String, String);
+
+/// What an evaluation came to.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Outcome {
+    /// A value, or `Value::Undefined`.
+    Answer(Value),
+    Error(String),
+    Budget(String),
+    Panic(String),
+}
+
+/// Parses modules into an engine that holds this data; all files' mistakes at once.
+pub(super) fn parse(sources: &[Source], data: &Value) -> Result<Engine, Vec<Remark>> {
+    let mut engine = Engine::new();
+    engine.set_strict_builtin_errors(true);
+    engine.set_gather_prints(true);
+    let mut remarks = Vec::new();
+    for (file, text) in sources {
+        // A parser that panics is a parse error like another.
+        let parsed = catch_unwind(AssertUnwindSafe(|| {
+            engine.add_policy(file.clone(), text.clone())
+        }));
+        match parsed {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => remarks.push(Remark::from_engine(file, &error.to_string())),
+            Err(_) => remarks.push(Remark::error(
+                file,
+                None,
+                "the parser panicked",
+                "simplify the module",
+            )),
+        }
+    }
+    if let Err(error) = engine.add_data(data.clone()) {
+        remarks.push(Remark::from_engine("", &error.to_string()));
+    }
+    if remarks.is_empty() {
+        Ok(engine)
+    } else {
+        Err(remarks)
+    }
+}
+
+/// A program that may run.
+#[derive(Debug)]
+pub(super) struct Program {
+    pub(super) kind: Kind,
+    entrypoint: Arc<str>,
+    data: Value,
+    limits: Limits,
+}
+
+/// The engine a program runs on.
+#[derive(Debug)]
+pub(super) enum Kind {
+    Rvm(Arc<Bytecode>),
+    Interpreter(Box<Engine>),
+}
+
+impl Program {
+    /// Readies an engine for its entry point on the interpreter.
+    pub(super) fn interpreted(
+        mut engine: Engine,
+        entrypoint: &str,
+        limits: Limits,
+    ) -> Result<Self, String> {
+        let entry: Arc<str> = entrypoint.into();
+        engine
+            .compile_with_entrypoint(&entry)
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            data: engine.get_data(),
+            kind: Kind::Interpreter(Box::new(engine)),
+            entrypoint: entry,
+            limits,
+        })
+    }
+
+    /// Compiles an engine's modules to bytecode.
+    pub(super) fn compiled(
+        mut engine: Engine,
+        entrypoint: &str,
+        limits: Limits,
+    ) -> Result<Self, String> {
+        let entry: Arc<str> = entrypoint.into();
+        let policy = engine
+            .compile_with_entrypoint(&entry)
+            .map_err(|error| error.to_string())?;
+        let bytecode = catch_unwind(AssertUnwindSafe(|| {
+            Compiler::compile_from_policy(&policy, &[entrypoint])
+        }))
+        .map_err(|_| "the compiler panicked".to_owned())?
+        .map_err(|error| error.to_string())?;
+        let program = Self {
+            data: engine.get_data(),
+            kind: Kind::Rvm(bytecode),
+            entrypoint: entry,
+            limits,
+        };
+        // Rules and data at the same path show only here.
+        Machine::new(&program).map(|_| program)
+    }
+
+    /// `rvm` or `interpreter`.
+    pub(super) fn engine(&self) -> &'static str {
+        match self.kind {
+            Kind::Rvm(_) => "rvm",
+            Kind::Interpreter(_) => "interpreter",
+        }
+    }
+}
+
+/// A program's working memory; belongs to one core.
+#[derive(Debug)]
+pub(super) enum Machine {
+    Rvm(Box<RegoVM>),
+    Interpreter(Box<Engine>, Arc<str>),
+}
+
+impl Machine {
+    pub(super) fn new(program: &Program) -> Result<Self, String> {
+        let timer = ExecutionTimerConfig {
+            limit: program.limits.time,
+            check_interval: CLOCK_INTERVAL,
+        };
+        match &program.kind {
+            Kind::Rvm(bytecode) => {
+                let mut vm = RegoVM::new();
+                vm.load_program(Arc::clone(bytecode));
+                vm.set_data(program.data.clone())
+                    .map_err(|error| error.to_string())?;
+                vm.set_strict_builtin_errors(true);
+                vm.set_max_instructions(program.limits.instructions);
+                vm.set_execution_timer_config(Some(timer));
+                let limit = program.limits.memory;
+                vm.set_memory_budget_config(Some(MemoryBudgetConfig { limit }));
+                Ok(Self::Rvm(Box::new(vm)))
+            }
+            Kind::Interpreter(engine) => {
+                let mut engine = engine.clone();
+                // It counts no memory, so it looks at the clock at every step: a value that doubles
+                // step by step is stopped by the time that copying it takes.
+                engine.set_execution_timer_config(ExecutionTimerConfig {
+                    check_interval: NonZeroU32::MIN,
+                    ..timer
+                });
+                Ok(Self::Interpreter(engine, Arc::clone(&program.entrypoint)))
+            }
+        }
+    }
+
+    /// Evaluates the entry point. After anything but an answer the machine must not be used again.
+    pub(super) fn run(&mut self, input: Value) -> Outcome {
+        // Unwind safety: a machine that panicked is thrown away by the caller.
+        let run = catch_unwind(AssertUnwindSafe(|| match self {
+            Self::Rvm(vm) => {
+                vm.set_input(input);
+                let outcome = vm.execute().map_or_else(of_vm, Outcome::Answer);
+                // The machine outlives the request; the request's document must not.
+                vm.set_input(Value::Null);
+                outcome
+            }
+            Self::Interpreter(engine, entrypoint) => {
+                let outcome = evaluate(engine, input, entrypoint);
+                engine.set_input(Value::Null);
+                outcome
+            }
+        }));
+        run.unwrap_or_else(|payload| Outcome::Panic(panic_text(payload.as_ref())))
+    }
+}
+
+/// Evaluates a rule on the interpreter; panics pass through.
+pub(super) fn evaluate(engine: &mut Engine, input: Value, rule: &str) -> Outcome {
+    engine.set_input(input);
+    match engine.eval_rule(rule.to_owned()) {
+        Ok(value) => Outcome::Answer(value),
+        Err(error) => match error.downcast_ref::<LimitError>() {
+            Some(LimitError::TimeLimitExceeded { .. } | LimitError::MemoryLimitExceeded { .. }) => {
+                Outcome::Budget(detail(&error.to_string()))
+            }
+            Some(LimitError::RegexSizeLimitExceeded { .. }) | None => {
+                Outcome::Error(detail(&error.to_string()))
+            }
+        },
+    }
+}
+
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "every other kind of error is the same denial, and the library adds kinds often"
+)]
+fn of_vm(error: VmError) -> Outcome {
+    let text = detail(&error.to_string());
+    match error {
+        VmError::InstructionLimitExceeded { .. }
+        | VmError::TimeLimitExceeded { .. }
+        | VmError::MemoryLimitExceeded { .. }
+        | VmError::MemoryBudgetExceeded { .. } => Outcome::Budget(text),
+        _ => Outcome::Error(text),
+    }
+}
+
+/// One line of bounded length, up to where the engine tells the offending value: that may be the
+/// request's, and records show no more of a request than the operator chose.
+pub(super) fn detail(text: &str) -> String {
+    let told = [" Got `", " got `", " Got ", " got "]
+        .iter()
+        .filter_map(|word| text.find(word))
+        .min();
+    let text = told.and_then(|at| text.get(..at)).unwrap_or(text);
+    let line: String = text
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+        .chars()
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .take(MAX_DETAIL)
+        .collect();
+    line
+}
+
+fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned());
+    detail(&text.unwrap_or_default())
+}

@@ -1,0 +1,787 @@
+//! Policies from file to decision.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::Request;
+use proptest::prelude::*;
+
+use super::*;
+use crate::document::object;
+use crate::request::{ConnInfo, RequestId, Rules as ReadingRules};
+use crate::schema::{Compile, Problem, Severity, Span};
+
+struct Loaded {
+    policy: Option<Arc<Policy>>,
+    problems: Vec<Problem>,
+}
+
+impl Loaded {
+    fn policy(&self) -> &Arc<Policy> {
+        self.policy
+            .as_ref()
+            .unwrap_or_else(|| panic!("{}", self.text()))
+    }
+
+    fn text(&self) -> String {
+        let lines: Vec<String> = self.problems.iter().map(ToString::to_string).collect();
+        lines.join("\n")
+    }
+
+    /// The message of the only error; the policy must not have loaded.
+    #[track_caller]
+    fn refused(&self) -> &Problem {
+        assert!(self.policy.is_none(), "it loaded: {}", self.text());
+        self.problems
+            .iter()
+            .find(|p| p.severity == Severity::Error)
+            .unwrap_or_else(|| panic!("no error: {}", self.text()))
+    }
+}
+
+fn compile(
+    folder: &std::path::Path,
+    config: PolicyConfig,
+    previous: Option<&Arc<Policy>>,
+) -> Loaded {
+    let mut cx = Compile::new(&folder.join("gateway.yaml"), Arc::default());
+    let policy = config.compile("orders", previous, &mut cx);
+    Loaded {
+        policy,
+        problems: cx.finish().0,
+    }
+}
+
+fn config() -> PolicyConfig {
+    PolicyConfig {
+        files: vec!["policies".into()],
+        entrypoint: "data.p.allow".to_owned(),
+        budget: BudgetConfig {
+            time: Span::millis(1000),
+            ..BudgetConfig::default()
+        },
+        hidden_headers: Vec::new(),
+    }
+}
+
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        let path = folder.path().join("policies").join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    folder
+}
+
+fn load_files(files: &[(&str, &str)]) -> Loaded {
+    let folder = folder(files);
+    compile(folder.path(), config(), None)
+}
+
+/// Loads one module of package `p`.
+fn load(rules: &str) -> Loaded {
+    load_files(&[("p.rego", &format!("package p\n{rules}\n"))])
+}
+
+fn request(uri: &str) -> InboundRequest {
+    let conn = Arc::new(ConnInfo {
+        listener: "public".into(),
+        peer: "192.0.2.7:40000".parse().unwrap(),
+        local: "192.0.2.1:443".parse().unwrap(),
+        tls: None,
+        ambiguous_head: None,
+    });
+    let request = Request::builder()
+        .uri(uri)
+        .header("host", "api.example.test")
+        .header("x-number", "7")
+        .body(())
+        .unwrap();
+    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_768_473_000);
+    InboundRequest::parse(
+        &conn,
+        RequestId::random(),
+        request,
+        at,
+        &ReadingRules::default(),
+    )
+    .unwrap()
+    .0
+}
+
+fn decide_on(policy: &Policy, machines: &Machines, uri: &str) -> Decision {
+    let route = RouteFacts {
+        name: &"read-order".into(),
+        params: &[],
+        labels: &object([("team", Value::from("orders"))]),
+    };
+    policy.decide(machines, &request(uri), &route, Caller::Anonymous)
+}
+
+fn decide(policy: &Policy) -> Decision {
+    decide_on(policy, &Machines::default(), "/orders/42")
+}
+
+#[track_caller]
+fn denied(decision: Decision) -> Denial {
+    match decision {
+        Decision::Deny(denial) => denial,
+        Decision::Allow(_) => panic!("it was allowed"),
+    }
+}
+
+fn allowed(decision: &Decision) -> bool {
+    matches!(decision, Decision::Allow(_))
+}
+
+// ---- what decisions look like
+
+#[test]
+fn an_open_route_is_allowed_by_the_policy_called_public() {
+    let policy = Policy::public();
+    let Decision::Allow(permit) = decide(&policy) else {
+        panic!("denied")
+    };
+    assert_eq!(permit.decided_by.policy.as_ref(), "public");
+    assert_eq!(policy.engine(), "none");
+}
+
+#[test]
+fn a_policy_decides_by_its_data_and_the_request_on_the_bytecode_machine() {
+    let loaded = load_files(&[
+        (
+            "orders.rego",
+            "package p\nimport data.access\ndefault allow := false\nallow if input.request.segments[0] in access.open\nallow if {\n  input.route.labels.team == \"orders\"\n  input.request.query.yes\n}",
+        ),
+        ("access/data.yaml", "open: [health]\n"),
+    ]);
+    let policy = loaded.policy();
+    assert_eq!((policy.engine(), loaded.text().as_str()), ("rvm", ""));
+    assert_eq!(policy.files().len(), 2);
+    assert_eq!(policy.revision().len(), 16);
+    let machines = Machines::default();
+    assert!(allowed(&decide_on(policy, &machines, "/health")));
+    assert!(!allowed(&decide_on(policy, &machines, "/orders")));
+    assert!(allowed(&decide_on(policy, &machines, "/orders?yes=1")));
+    assert_eq!(machines.by_policy.borrow().len(), 1);
+}
+
+#[test]
+fn each_kind_of_no_has_its_own_reason() {
+    let reason = |rules: &str| denied(decide(load(rules).policy())).reason;
+    assert_eq!(
+        reason("allow := {\"allow\": false, \"reason\": \"orders.closed\"}"),
+        Reason::Policy("orders.closed".to_owned())
+    );
+    assert_eq!(
+        reason("allow := false"),
+        Reason::Policy("policy.denied".to_owned())
+    );
+    assert_eq!(
+        reason("allow if input.request.method == \"PUT\""),
+        Reason::Undefined
+    );
+    assert_eq!(reason("allow := \"yes\""), Reason::Answer);
+    assert_eq!(
+        reason("allow := {\"allow\": true, \"alow\": 1}"),
+        Reason::Answer
+    );
+    assert_eq!(
+        reason("allow := 1 / (input.source.port - 40000)"),
+        Reason::Error
+    );
+    assert_eq!(
+        reason("default allow := true\nallow := upper(input.source.port)"),
+        Reason::Error
+    );
+}
+
+#[test]
+fn a_denials_face_is_the_policys() {
+    let loaded = load(
+        "allow := {\"allow\": false, \"status\": 404, \"message\": \"No such order.\", \"headers\": {\"x-why\": \"owner\"}, \"step_up\": {\"acr_values\": [\"mfa\"]}}",
+    );
+    let denial = denied(decide(loaded.policy()));
+    assert_eq!(denial.status, Some(StatusCode::NOT_FOUND));
+    assert_eq!(denial.message.as_deref(), Some("No such order."));
+    assert_eq!(denial.headers.len(), 1);
+    assert_eq!(denial.step_up.unwrap().acr_values, ["mfa"]);
+}
+
+#[test]
+fn more_parameters_than_a_policy_can_judge_are_denied() {
+    let loaded = load("allow := true");
+    let uri = format!("/?{}", "a&".repeat(300));
+    let denial = denied(decide_on(loaded.policy(), &Machines::default(), &uri));
+    assert_eq!(denial.reason, Reason::Error);
+    assert!(denial.detail.unwrap().contains("parameters"));
+}
+
+// ---- budgets, errors and panics
+
+const BIG_LOOP: &str = "allow if {\n  some a in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some b in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some c in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some d in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some e in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some f in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some g in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  [a, b, c, d, e, f, g] == input.nothing\n}";
+
+#[test]
+fn a_loop_that_is_too_long_is_denied_as_budget_on_both_engines() {
+    let loaded = load(BIG_LOOP);
+    assert!(
+        loaded.text().contains("used up the budget"),
+        "{}",
+        loaded.text()
+    );
+    let policy = loaded.policy();
+    assert_eq!(policy.engine(), "rvm");
+    let machines = Machines::default();
+    assert_eq!(
+        denied(decide_on(policy, &machines, "/")).reason,
+        Reason::Budget
+    );
+    // The machine was thrown away, and the next request is judged all the same.
+    assert!(machines.by_policy.borrow().is_empty());
+    assert_eq!(
+        denied(decide_on(policy, &machines, "/")).reason,
+        Reason::Budget
+    );
+
+    let slow = load(&format!(
+        "{BIG_LOOP}\nother if input.request with input.a as 1\nallow if {{ false; other }}"
+    ));
+    assert_eq!(slow.policy().engine(), "interpreter");
+    assert_eq!(denied(decide(slow.policy())).reason, Reason::Budget);
+}
+
+#[test]
+fn a_panic_of_the_engine_is_a_denial_and_the_machine_is_thrown_away() {
+    // The gate does not let such a policy through; this is what happens should one slip past it.
+    let source = vec![(
+        "p.rego".to_owned(),
+        "package p\nallow if strings.count(input.request.path, input.request.query.part[0]) > 0"
+            .to_owned(),
+    )];
+    for interpreted in [false, true] {
+        let engine = rego::parse(&source, &Value::new_object()).unwrap();
+        let limits = rego::Limits {
+            time: Duration::from_secs(1),
+            instructions: 100_000,
+            memory: std::num::NonZeroU64::MAX,
+        };
+        let program = if interpreted {
+            Program::interpreted(engine, "data.p.allow", limits)
+        } else {
+            Program::compiled(engine, "data.p.allow", limits)
+        }
+        .unwrap();
+        let policy = Policy {
+            decided_by: DecidedBy {
+                policy: "p".into(),
+                revision: "".into(),
+            },
+            rules: Rules::Rego(Box::new(Compiled {
+                program: Arc::new(program),
+                digest: String::new(),
+                files: Vec::new(),
+                hidden_headers: Vec::new(),
+                warnings: Vec::new(),
+                metrics: Arc::default(),
+            })),
+        };
+        let machines = Machines::default();
+        assert!(allowed(&decide_on(&policy, &machines, "/a?part=a")));
+        let denial = denied(decide_on(&policy, &machines, "/a?part="));
+        assert_eq!(denial.reason, Reason::Panic);
+        assert!(machines.by_policy.borrow().is_empty());
+        assert!(allowed(&decide_on(&policy, &machines, "/a?part=a")));
+    }
+}
+
+#[test]
+fn conflicting_rules_deny_as_an_error_instead_of_vanishing() {
+    // The bytecode machine calls a conflict undefined: `not blocked` would then be true.
+    let loaded = load(
+        "blocked := 1 if input.request.method == \"GET\"\nblocked := 2 if input.request.scheme == \"http\"\nallow if not blocked == 3",
+    );
+    let policy = loaded.policy();
+    assert_eq!(policy.engine(), "interpreter", "{}", loaded.text());
+    assert_eq!(denied(decide(policy)).reason, Reason::Error);
+}
+
+// ---- what falls back to the interpreter
+
+#[test]
+fn what_the_bytecode_machine_cannot_do_runs_on_the_interpreter_with_a_warning() {
+    for (rules, yes) in [
+        (
+            "ok if input.request.method == \"GET\"\nallow if ok with input.request.method as \"GET\"",
+            true,
+        ),
+        (
+            "allow if count([p | walk(input.route, [p, v]); v == \"orders\"]) == 1",
+            true,
+        ),
+        (
+            "a.b := 1 if input.request.path\na.c := 2\nallow if data.p.a == {\"b\": 1, \"c\": 2}",
+            true,
+        ),
+        (
+            "a.b.c := 1 if input.request.path\nallow if data.p.a == {\"b\": {\"c\": 1}}",
+            true,
+        ),
+    ] {
+        let loaded = load(rules);
+        let policy = loaded.policy();
+        assert_eq!(policy.engine(), "interpreter", "{rules}");
+        assert!(
+            loaded.text().contains("about five times"),
+            "{}",
+            loaded.text()
+        );
+        assert_eq!(allowed(&decide(policy)), yes, "{rules}");
+    }
+}
+
+// ---- what is refused at load
+
+#[test]
+fn recursion_is_refused_with_its_place() {
+    for (rules, line) in [
+        ("allow if allow", 2),
+        ("a if b\nb if a\nallow if a", 3),
+        ("f(x) := f(x)\nallow if f(1)", 2),
+        (
+            "f(x) := 1 if x == 0\nf(x) := f(x - 1) if x > 0\nallow := f(3) == 1",
+            3,
+        ),
+        ("f(x) := g(x)\ng(x) := f(x)\nallow if f(1)", 3),
+        ("allow if data.p.allow", 2),
+        ("allow if data.p[\"allow\"]", 2),
+        ("allow if data[\"p\"].allow", 2),
+        ("allow if some x in data.p", 2),
+        ("allow if count(data) > 0", 2),
+        ("allow if { some k; data.p[k] }", 2),
+        ("allow if count([x | x := allow]) > 0", 2),
+        ("allow if every x in [1] { allow; x }", 2),
+        (
+            "a contains x if { some x in b }\nb contains x if { some x in a }\nallow if a[1]",
+            3,
+        ),
+        ("o[k] := v if { some k, v in o }\nallow if o.x", 2),
+        ("allow := {\"allow\": allow}", 2),
+        ("default allow := false\nallow if not allow", 3),
+        ("f(x) := x\ng(x) := f(x)\nallow if f(1) with f as g", 3),
+        ("allow if { allow == true; allow := true }", 2),
+        ("unused if unused\nallow := true", 2),
+    ] {
+        let loaded = load(rules);
+        let problem = loaded.refused();
+        assert!(
+            problem.message.starts_with("recursion"),
+            "{rules}: {}",
+            loaded.text()
+        );
+        assert_eq!(problem.line, Some(line), "{rules}: {}", loaded.text());
+        assert!(problem.help.is_some());
+    }
+    let loaded = load_files(&[
+        (
+            "a.rego",
+            "package p\nimport data.q as other\nallow if other.x",
+        ),
+        ("b.rego", "package q\nx if data.p.allow"),
+    ]);
+    assert!(loaded.refused().message.starts_with("recursion"));
+}
+
+#[test]
+fn names_that_only_look_recursive_pass() {
+    for rules in [
+        "user := f(input)\nf(user) := user.request.method\nallow if user == \"GET\"",
+        "x := 1\nallow if { x := 2; x == 2 }",
+        "n := count([k | some k in [1]])\nallow if n == 1",
+        "v := every_one if { every v in [1] { v == 1 } ; every_one := true }\nallow if v",
+    ] {
+        let loaded = load(rules);
+        assert!(
+            allowed(&decide(loaded.policy())),
+            "{rules}: {}",
+            loaded.text()
+        );
+    }
+}
+
+#[test]
+fn a_chain_of_calls_that_a_stack_might_not_bear_is_refused() {
+    let chain = |length: usize| {
+        let rules: Vec<String> = (0..length).map(|i| format!("r{i} if r{}", i + 1)).collect();
+        format!(
+            "{}\nr{length} if input.request\nallow if r0",
+            rules.join("\n")
+        )
+    };
+    assert!(
+        load(&chain(2_000))
+            .refused()
+            .message
+            .contains("calls too deep")
+    );
+    let deepest = chain(graph::MAX_CALL_WEIGHT - 2);
+    let loaded = load(&deepest);
+    let policy = Arc::clone(loaded.policy());
+    assert!(load(&chain(graph::MAX_CALL_WEIGHT - 1)).policy.is_none());
+    // On a thread with the stack that workers have, in a build without optimisation.
+    let slow = load(&format!("{deepest}\nallow if r1 with input.x as 1"));
+    let slow = Arc::clone(slow.policy());
+    assert_eq!(slow.engine(), "interpreter");
+    let worker = std::thread::Builder::new().stack_size(2 * 1024 * 1024);
+    let answers = worker
+        .spawn(move || (allowed(&decide(&policy)), allowed(&decide(&slow))))
+        .unwrap()
+        .join()
+        .unwrap();
+    assert_eq!(answers, (true, true));
+}
+
+#[test]
+fn loops_one_inside_the_other_fit_the_stack_of_a_worker() {
+    let loops: Vec<String> = (0..graph::MAX_CALL_WEIGHT - 2)
+        .map(|i| format!("some x{i} in [1]"))
+        .collect();
+    let loaded = load(
+        &format!(
+            "ok if input.request\nallow if {{ ok with input.x as 1; {} }}",
+            loops.join("; ")
+        )
+        .replace("; some", "\n some"),
+    );
+    let policy = Arc::clone(loaded.policy());
+    let worker = std::thread::Builder::new().stack_size(2 * 1024 * 1024);
+    assert!(
+        worker
+            .spawn(move || allowed(&decide(&policy)))
+            .unwrap()
+            .join()
+            .unwrap()
+    );
+}
+
+#[test]
+fn work_that_cannot_be_bounded_is_refused_by_name_with_what_to_write_instead() {
+    for call in [
+        "numbers.range(1, 50000000)",
+        "numbers.range(1, input.source.port)",
+        "numbers.range_step(1, 100, 0)",
+        "numbers.range_step(1, 100000, 2)",
+        "net.cidr_expand(\"10.0.0.0/8\")",
+        "net.cidr_expand(\"2001:db8::/32\")",
+        "net.cidr_expand(input.source.address)",
+        "sprintf(\"%999999999d\", [1])",
+        "sprintf(input.request.path, [1])",
+        "sprintf(\"%٣d\", [1])",
+        "strings.count(input.request.path, \"\")",
+        "strings.count(input.request.path, input.request.host)",
+        "replace(input.request.path, \"a\", input.request.path)",
+        "strings.replace_n({\"a\": input.request.path}, \"a\")",
+        "concat(input.request.path, [\"a\", \"b\"])",
+        "to_number(input.request.headers[\"x-number\"])",
+        "units.parse(input.request.path)",
+        "units.parse_bytes(input.request.path)",
+        "regex.match(input.request.path, \"a\")",
+        "regex.replace(\"a\", input.request.path, \"b\")",
+        "glob.match(input.request.path, [], \"a\")",
+        "bits.lsh(1, 4000000000)",
+        "graph.reachable_paths({}, [])",
+        "time.now_ns()",
+        "rand.intn(\"x\", 5)",
+        "http.send({})",
+        "opa.runtime()",
+        "net.lookup_ip_addr(\"localhost\")",
+        "uuid.rfc4122(\"x\")",
+        "print(input.identity)",
+        "trace(\"x\")",
+    ] {
+        let loaded = load(&format!("allow if {{\n  {call}\n}}"));
+        let problem = loaded.refused();
+        let name = call.split('(').next().unwrap();
+        assert!(problem.message.contains(name), "{call}: {}", loaded.text());
+        assert_eq!(problem.line, Some(3), "{call}: {}", loaded.text());
+        assert!(problem.help.is_some(), "{call}");
+    }
+    let loaded = load("allow if time.now_ns() > 5");
+    assert!(
+        loaded
+            .refused()
+            .help
+            .as_ref()
+            .unwrap()
+            .contains("input.request.received_at_ns")
+    );
+    let mocked = load("f(x) := x\nallow if f(1) with f as numbers.range");
+    assert!(
+        mocked.refused().message.contains("`with`"),
+        "{}",
+        mocked.text()
+    );
+}
+
+#[test]
+fn the_same_builtins_pass_when_the_source_bounds_them() {
+    for call in [
+        "6 in numbers.range(1, 10)",
+        "count(net.cidr_expand(\"192.0.2.0/28\")) == 16",
+        "sprintf(\"%5d %s %v\", [1, \"a\", input.route.name]) != \"\"",
+        "strings.count(\"aa\", \"a\") == 2",
+        "replace(input.request.path, \"/\", \".\") == \".orders.42\"",
+        "concat(\"/\", input.request.segments) == \"orders/42\"",
+        "regex.match(`^/orders/[0-9]+$`, input.request.path)",
+        "glob.match(\"/orders/*\", [\"/\"], input.request.path)",
+        "bits.lsh(1, 4) == 16",
+        "time.clock(input.request.received_at_ns)[0] == 10",
+        "net.cidr_contains(\"192.0.2.0/24\", input.source.address)",
+        "json.unmarshal(input.request.headers[\"x-number\"]) == 7",
+    ] {
+        let loaded = load(&format!("allow if {call}"));
+        assert!(
+            allowed(&decide(loaded.policy())),
+            "{call}: {}",
+            loaded.text()
+        );
+    }
+}
+
+#[test]
+fn mistakes_are_load_problems_with_file_line_and_column() {
+    for (rules, line, message) in [
+        ("allow { input.x }", 2, ""),
+        (
+            "\nallow if nosuch(input.x)",
+            3,
+            "there is no function `nosuch`",
+        ),
+        (
+            "allow if io.jwt.decode(\"x\")",
+            2,
+            "there is no function `io.jwt.decode`",
+        ),
+        ("allow if {\n  x == 1\n}", 3, ""),
+        ("allow if input.x ==", 3, ""),
+        // The bytecode machine would ignore the third argument, and allow.
+        ("f(x) := x\nallow if f(1, 2, 3)", 3, "takes 1 argument"),
+        ("x := 1e999999999\nallow if x", 2, "number"),
+        ("f(x) := x\nallow if f()", 3, "takes 1 argument"),
+        ("allow if upper(\"a\", \"b\", \"c\")", 2, "takes 1 argument"),
+        ("allow if startswith(\"a\")", 2, "takes 2 argument"),
+        ("r := 1\nallow if r(1)", 3, "is no function"),
+        (
+            "f(x) := x\nf(x, y) := y\nallow if f(1)",
+            3,
+            "another number of arguments",
+        ),
+    ] {
+        let loaded = load(rules);
+        let problem = loaded.refused();
+        assert!(
+            problem.file.ends_with("p.rego"),
+            "{rules}: {}",
+            loaded.text()
+        );
+        assert_eq!(problem.line, Some(line), "{rules}: {}", loaded.text());
+        assert!(problem.column.is_some());
+        assert!(
+            problem.message.contains(message),
+            "{rules}: {}",
+            loaded.text()
+        );
+    }
+    let all = load_files(&[
+        ("a.rego", "package a\nx {"),
+        ("b.rego", "pakcage b"),
+        ("p.rego", "package p\nallow := true"),
+    ]);
+    assert_eq!(all.problems.len(), 2, "{}", all.text());
+}
+
+#[test]
+fn an_unknown_entry_point_names_the_nearest_rule() {
+    let loaded = load("alow := true");
+    let problem = loaded.refused();
+    assert_eq!(problem.message, "there is no rule `data.p.allow`");
+    assert_eq!(problem.help.as_deref(), Some("did you mean `data.p.alow`?"));
+    for entrypoint in [
+        "allow",
+        "data.p",
+        "data.p.f",
+        "data..allow",
+        "data.p.allow.x",
+        "data.p[\"allow\"]",
+    ] {
+        let folder = folder(&[("p.rego", "package p\nallow := true\nf(x) := x")]);
+        let config = PolicyConfig {
+            entrypoint: entrypoint.to_owned(),
+            ..config()
+        };
+        assert!(
+            compile(folder.path(), config, None).policy.is_none(),
+            "{entrypoint}"
+        );
+    }
+}
+
+#[test]
+fn rules_and_data_at_the_same_path_are_refused() {
+    let loaded = load_files(&[
+        ("p.rego", "package p\nallow := true"),
+        ("p/data.json", r#"{"allow": false}"#),
+    ]);
+    assert!(loaded.policy.is_none(), "{}", loaded.text());
+}
+
+#[test]
+fn a_budget_out_of_range_and_an_odd_header_are_problems() {
+    let folder = folder(&[("p.rego", "package p\nallow := true")]);
+    let config = PolicyConfig {
+        budget: BudgetConfig {
+            time: Span::seconds(5),
+            instructions: 1,
+            memory: crate::schema::Size::kib(1),
+        },
+        hidden_headers: vec!["a b".to_owned()],
+        ..config()
+    };
+    let loaded = compile(folder.path(), config, None);
+    let paths: Vec<&str> = loaded.problems.iter().map(|p| p.path.as_str()).collect();
+    assert_eq!(
+        paths,
+        [
+            "budget.time",
+            "budget.instructions",
+            "budget.memory",
+            "hidden_headers[0]"
+        ]
+    );
+}
+
+// ---- the policy's own tests
+
+#[test]
+fn a_failing_test_of_the_policy_keeps_it_from_going_live() {
+    let module = (
+        "p.rego",
+        "package p\ndefault allow := false\nallow if input.identity.subject == \"alice\"",
+    );
+    let good = "package p_test\nimport data.p\nbase := {\"identity\": {\"subject\": \"alice\"}}\ntest_alice if p.allow with input as base\ntest_bob if not p.allow with input as {\"identity\": {\"subject\": \"bob\"}}\ntodo_test_later if false";
+    let loaded = load_files(&[module, ("p_test.rego", good)]);
+    assert_eq!(
+        (loaded.policy().engine(), loaded.text().as_str()),
+        ("rvm", "")
+    );
+
+    let bad = format!(
+        "{good}\ntest_wrong if p.allow with input as {{\"identity\": null}}\ntest_false := false\ntest_error if 1 / count([]) > 0"
+    );
+    let loaded = load_files(&[module, ("p_test.rego", &bad)]);
+    assert!(loaded.policy.is_none());
+    let text = loaded.text();
+    assert_eq!(loaded.problems.len(), 3, "{text}");
+    assert!(
+        text.contains("p_test.rego:7:")
+            && text.contains("the test data.p_test.test_wrong is undefined"),
+        "{text}"
+    );
+    assert!(text.contains("data.p_test.test_false is false"), "{text}");
+    assert!(
+        text.contains("data.p_test.test_error cannot be evaluated"),
+        "{text}"
+    );
+}
+
+#[test]
+fn rules_of_test_files_never_decide() {
+    let loaded = load_files(&[
+        ("p_test.rego", "package p\nallow := true"),
+        ("p.rego", "package p\nx := 1"),
+    ]);
+    assert!(
+        loaded.refused().message.contains("there is no rule"),
+        "{}",
+        loaded.text()
+    );
+}
+
+// ---- reload
+
+#[test]
+fn an_unchanged_policy_is_taken_over_and_tells_its_warnings_again() {
+    let folder = folder(&[("p.rego", "package p\na.b := 1\nallow if data.p.a.b == 1")]);
+    let first = compile(folder.path(), config(), None);
+    let again = compile(folder.path(), config(), Some(first.policy()));
+    assert!(Arc::ptr_eq(first.policy(), again.policy()));
+    assert_eq!(first.problems, again.problems);
+    assert_eq!(first.problems.len(), 1);
+
+    fs::write(
+        folder.path().join("policies/p.rego"),
+        "package p\nallow := false",
+    )
+    .unwrap();
+    let changed = compile(folder.path(), config(), Some(first.policy()));
+    assert_ne!(first.policy().revision(), changed.policy().revision());
+
+    // One worker, two revisions: the machine of the old one is not asked for the new.
+    let machines = Machines::default();
+    assert!(allowed(&decide_on(first.policy(), &machines, "/")));
+    assert!(!allowed(&decide_on(changed.policy(), &machines, "/")));
+    assert!(allowed(&decide_on(first.policy(), &machines, "/")));
+    assert_eq!(machines.by_policy.borrow().len(), 1);
+}
+
+#[test]
+fn machines_of_dropped_policies_are_dropped() {
+    let machines = Machines::default();
+    for name in ["a", "b", "c"] {
+        let folder = folder(&[("p.rego", "package p\nallow := true")]);
+        let mut cx = Compile::new(&folder.path().join("gateway.yaml"), Arc::default());
+        let policy = config().compile(name, None, &mut cx).unwrap();
+        assert!(allowed(&decide_on(&policy, &machines, "/")));
+    }
+    assert_eq!(machines.by_policy.borrow().len(), 1);
+}
+
+// ---- no error ever allows
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    /// Whatever a policy does beside, a body that cannot be evaluated never allows: not by a
+    /// default, not by a negation, not on either engine.
+    #[test]
+    fn an_error_of_the_engine_never_allows(
+        fault in prop::sample::select(vec![
+            "1 / (input.source.port - 40000)",
+            "upper(input.source.port)",
+            "input.request.path + 1",
+            "5 % 0.5",
+            "time.clock(input.request.path)",
+            "json.unmarshal(input.request.path)",
+            "base64.decode(input.request.path)",
+        ]),
+        shape in prop::sample::select(vec![
+            "allow if { x := FAULT; x != 0 }",
+            "default allow := true\nallow := false if { x := FAULT; x == 0 }",
+            "bad if { x := FAULT; x == 0 }\nallow if not bad",
+            "allow if { not FAULT == 77 }",
+            "v := FAULT\nallow if { v != 77 }",
+            "f(x) := y if { y := FAULT; x }\nallow if f(true) != 77",
+            "allow if count([1 | x := FAULT; x == 77]) == 0",
+            "allow := {\"allow\": true, \"reason\": r} if { r := sprintf(\"%v\", [FAULT]) }",
+        ]),
+        interpreted in any::<bool>(),
+    ) {
+        let tail = if interpreted { "\nok if input.request\nallow if { ok with input.x as 1; false }" } else { "" };
+        let loaded = load(&format!("{}{tail}", shape.replace("FAULT", fault)));
+        if let Some(policy) = &loaded.policy {
+            let denial = denied(decide(policy));
+            prop_assert_eq!(denial.reason, Reason::Error);
+        }
+    }
+}

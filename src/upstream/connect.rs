@@ -1,0 +1,163 @@
+//! New connections: TCP, TLS, and hyper's handshake, all within one deadline. The driver of each
+//! connection runs on the core that made it.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::{AbortHandle, spawn_local};
+use tokio::time::timeout;
+
+use super::Failure;
+use super::resolve::Target;
+use super::streams::Outbound;
+use crate::tls;
+use crate::tls::client::{ClientConfig, TlsStream};
+
+/// Largest head of an answer; also the size of the read buffer of a connection.
+pub(super) const MAX_ANSWER_HEAD: usize = 64 * 1024;
+/// Most header fields of an answer.
+const MAX_ANSWER_FIELDS: usize = 128;
+/// How often an HTTP/2 connection is asked whether it still lives.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// How long its answer may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the upstream may send ahead on one stream, and on a whole HTTP/2 connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+/// What may wait to be sent on one HTTP/2 stream.
+const SEND_BUFFER: usize = 256 * 1024;
+
+/// A connection for one exchange at a time, and the handle that cuts it off.
+pub(super) type Exclusive = (http1::SendRequest<Outbound>, AbortHandle);
+/// A connection for many exchanges.
+pub(super) type Shared = http2::SendRequest<Outbound>;
+
+/// Runs hyper's futures on this core.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Local;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Local {
+    fn execute(&self, future: F) {
+        spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+/// Connects for HTTP/1.1.
+///
+/// # Errors
+/// [`Failure::Unreachable`], or [`Failure::Slow`] when it took longer than `wait`.
+pub(super) async fn exclusive(
+    target: &Target,
+    tls: Option<&Arc<ClientConfig>>,
+    wait: Duration,
+) -> Result<Exclusive, Failure> {
+    within(wait, async {
+        let stream = tcp(target).await?;
+        match tls {
+            None => http1_on(stream).await,
+            Some(tls) => http1_on(secure(target, tls, stream).await?).await,
+        }
+    })
+    .await
+}
+
+/// Connects for HTTP/2.
+///
+/// # Errors
+/// As [`exclusive`]; also when the endpoint does not agree on `h2`.
+pub(super) async fn shared(
+    target: &Target,
+    tls: Option<&Arc<ClientConfig>>,
+    wait: Duration,
+) -> Result<Shared, Failure> {
+    within(wait, async {
+        let stream = tcp(target).await?;
+        let Some(tls) = tls else {
+            return http2_on(stream).await;
+        };
+        let stream = secure(target, tls, stream).await?;
+        if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
+            let why = "the endpoint did not agree on h2".to_owned();
+            return Err(Failure::Unreachable(why));
+        }
+        http2_on(stream).await
+    })
+    .await
+}
+
+async fn within<T>(
+    wait: Duration,
+    connecting: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    // Boxed: a TLS handshake is a large future, and connecting is rare.
+    match timeout(wait, Box::pin(connecting)).await {
+        Ok(result) => result,
+        Err(_) => Err(Failure::Slow("connecting")),
+    }
+}
+
+async fn tcp(target: &Target) -> Result<TcpStream, Failure> {
+    let connected = TcpStream::connect(target.address).await;
+    let stream = connected.map_err(|error| Failure::Unreachable(error.to_string()))?;
+    // A head must not wait for the acknowledgement of the one before.
+    if let Err(error) = stream.set_nodelay(true) {
+        return Err(Failure::Unreachable(error.to_string()));
+    }
+    Ok(stream)
+}
+
+async fn secure(
+    target: &Target,
+    tls: &Arc<ClientConfig>,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    let name = target.endpoint.server_name.clone();
+    let connected = tls::client::connect(tls, name, stream).await;
+    connected.map_err(|error| Failure::Unreachable(format!("TLS: {error}")))
+}
+
+async fn http1_on<T>(stream: T) -> Result<Exclusive, Failure>
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        .max_headers(MAX_ANSWER_FIELDS)
+        .max_buf_size(MAX_ANSWER_HEAD)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| Failure::Unreachable(error.to_string()))?;
+    let driver = spawn_local(async move {
+        // Its end shows at the sender; its errors at the exchange that was under way.
+        let _ = connection.await;
+    });
+    Ok((sender, driver.abort_handle()))
+}
+
+async fn http2_on<T>(stream: T) -> Result<Shared, Failure>
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let head = u32::try_from(MAX_ANSWER_HEAD).unwrap_or(u32::MAX);
+    let (sender, connection) = http2::Builder::new(Local)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(head)
+        .max_send_buf_size(SEND_BUFFER)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| Failure::Unreachable(error.to_string()))?;
+    spawn_local(async move {
+        let _ = connection.await;
+    });
+    Ok(sender)
+}

@@ -1,0 +1,357 @@
+//! What upstreams get: identity headers, forwarding headers, trace context, the assertion.
+//!
+//! Every header named in the `identity` section is ours: [`IdentityHeaders::owned`] has it removed
+//! from whatever arrives, and it is written here when there is a value, and absent otherwise.
+
+mod forwarding;
+pub(super) mod hops;
+pub(super) mod source;
+
+use std::sync::Arc;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::source::{Facts, Source};
+use super::Forwarding;
+use super::assertion::{Assertion, AssertionConfig, Statement};
+use crate::authn::Caller;
+use crate::authz::DecidedBy;
+use crate::body::Body;
+use crate::document::Value;
+use crate::request::{FORWARDING, HOP_BY_HOP, InboundRequest, Rules};
+use crate::schema::{Compile, Named};
+use crate::telemetry::TraceContext;
+
+/// Most identity headers.
+const MAX_HEADERS: usize = 64;
+
+/// Headers that already mean something to HTTP, to us, or to the application.
+const RESERVED: [&str; 17] = [
+    "accept",
+    "authorization",
+    "content-encoding",
+    "content-length",
+    "content-range",
+    "content-type",
+    "cookie",
+    "date",
+    "expect",
+    "host",
+    "origin",
+    "range",
+    "set-cookie",
+    "traceparent",
+    "tracestate",
+    "user-agent",
+    "x-request-id",
+];
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The `identity` section: what upstreams learn of the caller.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct IdentityConfig {
+    /// Header → where its value comes from: `subject`, `issuer`, `id`, `client`, `method`, `scopes`,
+    /// `roles`, `token_id`, `claim:dotted.path`, `certificate:sha256`, `certificate:subject`,
+    /// `certificate:spiffe`, `policy:dotted.path` (the policy's `identity` object) or `text:constant`.
+    ///
+    /// These headers are removed from every request and written when there is a value; for an
+    /// anonymous caller only `policy:` and `text:` have one. Lists are joined by `,`. Everything
+    /// outside visible ASCII, `%` itself, and a comma inside a list's element are percent-encoded. A
+    /// value over 8 KiB, an object, and an empty value are left out.
+    pub headers: Named<String>,
+    /// A short-lived JWT that states who was allowed what; absent means none.
+    pub assertion: Option<AssertionConfig>,
+}
+
+/// Which identity headers go upstream; compiled from the `identity` section.
+#[derive(Debug, Default)]
+pub struct IdentityHeaders {
+    config: IdentityConfig,
+    headers: Vec<(HeaderName, Source)>,
+    assertion: Option<Assertion>,
+    rules: Arc<Rules>,
+}
+
+impl IdentityConfig {
+    /// Compiles the section; takes over `previous` (and its signing key) when nothing changed.
+    pub fn compile(
+        self,
+        previous: Option<&Arc<IdentityHeaders>>,
+        cx: &mut Compile,
+    ) -> Option<Arc<IdentityHeaders>> {
+        let errors = cx.errors();
+        let headers = cx.at("headers", |cx| self.headers(cx));
+        let assertion = self.assertion.as_ref().and_then(|config| {
+            cx.at("assertion", |cx| {
+                let name = cx.at("header", |cx| header_name(&config.header, cx))?;
+                if headers.iter().any(|(other, _)| *other == name) {
+                    cx.problem(format!("`{name}` is an identity header already"));
+                }
+                let before = previous.and_then(|previous| previous.assertion.as_ref());
+                config.compile(name, before, cx)
+            })
+        });
+        if cx.errors() > errors {
+            return None;
+        }
+        if let Some(previous) = previous
+            && previous.config == self
+            && same_keys(previous.assertion.as_ref(), assertion.as_ref())
+        {
+            return Some(Arc::clone(previous));
+        }
+        let names = headers.iter().map(|(name, _)| name);
+        let owned = names.chain(assertion.as_ref().map(|assertion| &assertion.header));
+        let rules = Rules {
+            owned: owned.cloned().collect(),
+            ..Rules::default()
+        };
+        Some(Arc::new(IdentityHeaders {
+            config: self,
+            headers,
+            assertion,
+            rules: Arc::new(rules),
+        }))
+    }
+
+    fn headers(&self, cx: &mut Compile) -> Vec<(HeaderName, Source)> {
+        if self.headers.len() > MAX_HEADERS {
+            cx.problem(format!("names more than {MAX_HEADERS} headers"));
+        }
+        let mut headers: Vec<(HeaderName, Source)> = Vec::new();
+        for (name, expression) in &self.headers {
+            cx.at(name.as_str(), |cx| {
+                let source = Source::parse(expression);
+                if let Err(why) = &source {
+                    cx.problem_help(
+                        why,
+                        "write subject, issuer, id, client, method, scopes, roles, token_id, \
+                         claim:PATH, policy:PATH, certificate:sha256|subject|spiffe or text:CONSTANT",
+                    );
+                }
+                let Some(name) = header_name(name, cx) else {
+                    return;
+                };
+                if headers.iter().any(|(other, _)| *other == name) {
+                    cx.problem_help(
+                        format!("`{name}` is named twice, in different spellings"),
+                        "header names are the same in upper and lower case; keep one",
+                    );
+                }
+                if let Ok(source) = source {
+                    headers.push((name, source));
+                }
+            });
+        }
+        headers
+    }
+}
+
+fn same_keys(before: Option<&Assertion>, now: Option<&Assertion>) -> bool {
+    match (before, now) {
+        (None, None) => true,
+        (Some(before), Some(now)) => before.same_keys(now),
+        (None, Some(_)) | (Some(_), None) => false,
+    }
+}
+
+/// A header that may be ours.
+fn header_name(name: &str, cx: &mut Compile) -> Option<HeaderName> {
+    let lower = name.to_ascii_lowercase();
+    let plain = !lower.is_empty()
+        && lower
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if !plain {
+        cx.problem_help(
+            format!("`{name}` cannot name an identity header"),
+            "use letters, digits and `-`: servers read `_` and `-` as the same, or drop one",
+        );
+        return None;
+    }
+    let taken = [&RESERVED[..], &HOP_BY_HOP, &FORWARDING]
+        .iter()
+        .any(|names| names.contains(&lower.as_str()));
+    if taken {
+        cx.problem_help(
+            format!("`{name}` has a meaning of its own in HTTP"),
+            "use a name of your own, such as x-user-id",
+        );
+        return None;
+    }
+    HeaderName::try_from(lower).ok()
+}
+
+impl IdentityHeaders {
+    /// The names of all headers that only we write: identity headers and the assertion's.
+    pub fn owned(&self) -> Vec<HeaderName> {
+        self.rules.owned.clone()
+    }
+
+    /// Answers for the gateway's own key set (`/.well-known/portcullis/jwks.json`), so that
+    /// upstreams can verify assertions; `None` for every other path.
+    pub fn well_known(&self, request: &InboundRequest) -> Option<http::Response<Body>> {
+        self.assertion.as_ref()?.well_known(request)
+    }
+
+    /// The owned names, as a body needs them to clean its trailers.
+    pub(super) fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    /// Writes everything that is ours into the request's headers.
+    pub(super) fn write(&self, about: &About<'_>, headers: &mut HeaderMap) {
+        let About {
+            request,
+            caller,
+            forwarding,
+            ..
+        } = about;
+        let certificate = request.conn.tls.as_ref();
+        let facts = Facts {
+            caller,
+            policy: about.policy,
+            certificate: certificate.and_then(|tls| tls.peer_certificate.as_deref()),
+        };
+        for (name, source) in &self.headers {
+            // Removed at the door already; once more here, where it is written.
+            match source.value(facts) {
+                Some(value) => headers.insert(name, value),
+                None => headers.remove(name),
+            };
+        }
+        if let Some(assertion) = &self.assertion {
+            let statement = Statement {
+                upstream: about.upstream,
+                request,
+                caller,
+                policy: about.policy,
+                decided_by: about.decided_by,
+                decision_id: forwarding.decision_id,
+                route: forwarding.route,
+            };
+            match assertion.sign(&statement) {
+                Some(value) => headers.insert(&assertion.header, value),
+                None => headers.remove(&assertion.header),
+            };
+        }
+        forwarding::write(request, headers);
+        trace(forwarding.trace, headers);
+        match HeaderValue::from_str(request.id.as_str()) {
+            Ok(id) => headers.insert(REQUEST_ID, id),
+            Err(_) => headers.remove(REQUEST_ID),
+        };
+        if !about.forward_authorization {
+            headers.remove(header::AUTHORIZATION);
+        }
+    }
+}
+
+/// What the headers of one request are written from.
+#[derive(Debug)]
+pub(super) struct About<'a> {
+    pub(super) upstream: &'a str,
+    pub(super) request: &'a InboundRequest,
+    pub(super) caller: &'a Caller,
+    /// The policy's `identity` object.
+    pub(super) policy: Option<&'a Value>,
+    pub(super) decided_by: &'a DecidedBy,
+    pub(super) forwarding: &'a Forwarding<'a>,
+    pub(super) forward_authorization: bool,
+}
+
+/// W3C trace context: our span is the parent of the upstream's.
+fn trace(trace: &TraceContext, headers: &mut HeaderMap) {
+    let flags = if trace.sampled { "01" } else { "00" };
+    let parent = format!("00-{}-{}-{flags}", trace.trace_id, trace.span_id);
+    match HeaderValue::try_from(parent) {
+        Ok(parent) => headers.insert(TRACEPARENT, parent),
+        Err(_) => headers.remove(TRACEPARENT),
+    };
+    let state = trace.state.as_deref().map(HeaderValue::from_str);
+    match state {
+        Some(Ok(state)) => headers.insert(TRACESTATE, state),
+        Some(Err(_)) | None => headers.remove(TRACESTATE),
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::schema::Problem;
+
+    fn compile(yaml: &str) -> Result<Arc<IdentityHeaders>, Vec<Problem>> {
+        let config: IdentityConfig = serde_yaml::from_str(yaml).unwrap();
+        let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::new(Metrics::default()));
+        let compiled = config.compile(None, &mut cx);
+        compiled.ok_or_else(|| cx.finish().0)
+    }
+
+    #[test]
+    fn configured_headers_are_owned() {
+        let headers = compile("headers: { X-User-Id: subject, x-roles: roles }").unwrap();
+        let mut owned = headers.owned();
+        owned.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        assert_eq!(owned, ["x-roles", "x-user-id"]);
+        assert!(headers.rules().owns("X_USER_ID"));
+    }
+
+    #[test]
+    fn names_that_mean_something_else_are_refused() {
+        for name in [
+            "host",
+            "Connection",
+            "Content-Length",
+            "cookie",
+            "x-forwarded-for",
+            "transfer-encoding",
+            "x_user_id",
+            "x user",
+            "authorization",
+            "traceparent",
+        ] {
+            let problems = compile(&format!("headers: {{ \"{name}\": subject }}")).unwrap_err();
+            assert_eq!(problems.len(), 1, "{name}");
+        }
+    }
+
+    #[test]
+    fn one_header_in_two_spellings_is_refused() {
+        let problems = compile("headers: { x-user: subject, X-User: id }").unwrap_err();
+        assert!(problems[0].message.contains("twice"), "{problems:?}");
+    }
+
+    #[test]
+    fn every_problem_is_reported() {
+        let problems = compile("headers: { host: nonsense, x-a: claim }").unwrap_err();
+        assert_eq!(problems.len(), 3);
+        assert_eq!(problems[0].path, "headers.host");
+    }
+
+    #[test]
+    fn trace_context_names_our_span_as_parent() {
+        let context = TraceContext {
+            trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".into(),
+            parent_id: None,
+            span_id: "00f067aa0ba902b7".into(),
+            sampled: true,
+            state: Some("a=b".into()),
+        };
+        let mut headers = HeaderMap::new();
+        trace(&context, &mut headers);
+        assert_eq!(
+            headers["traceparent"],
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+        );
+        assert_eq!(headers["tracestate"], "a=b");
+    }
+}

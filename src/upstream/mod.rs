@@ -1,0 +1,252 @@
+//! To where. Forwards what was permitted and nothing else; balances, pools, retries what is safe.
+//!
+//! `config` is the shape of the file, `resolve` turns names into addresses beside the requests,
+//! `balance` chooses among them, `pool` and `connect` hold the connections of one core, `http` runs
+//! one exchange, `streams` bounds its two bodies, `headers` and `assertion` say what the upstream
+//! learns. Nothing here decides who may do what: [`Upstream::forward`] asks for a [`Permit`].
+
+pub mod assertion;
+mod balance;
+mod config;
+mod connect;
+pub mod headers;
+mod http;
+mod pool;
+mod resolve;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ::http::uri::PathAndQuery;
+use ::http::{HeaderValue, Response};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::config::Settings;
+use self::headers::About;
+use self::http::Outgoing;
+use self::resolve::Targets;
+use crate::authz::Permit;
+use crate::body::Body;
+use crate::metrics::Metrics;
+use crate::request::InboundRequest;
+use crate::schema::{Size, Span};
+use crate::tls::client::ClientConfig;
+
+pub use self::config::{HostHeader, PoolConfig, Protocol, RetryConfig, UpstreamConfig};
+pub use self::pool::Pools;
+pub use self::streams::StreamFault;
+
+/// Why a permitted request got no answer from its upstream. Never shown to clients.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// No connection: refused, reset, TLS failed, no endpoint.
+    #[error("cannot reach the upstream: {0}")]
+    Unreachable(String),
+    /// Every connection and the queue for them are in use.
+    #[error("the upstream is saturated")]
+    Saturated,
+    /// A timeout: connecting, or waiting for the head of the answer.
+    #[error("the upstream is too slow: {0}")]
+    Slow(&'static str),
+    /// It answered something that is not HTTP, or hung up in the middle of its head.
+    #[error("the upstream broke the protocol: {0}")]
+    Broken(String),
+    /// The client's own body broke off or was too long while we forwarded it.
+    #[error("the request body failed: {0}")]
+    RequestBody(RequestBodyFault),
+}
+
+/// What was wrong with the client's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RequestBodyFault {
+    /// Longer than the route allows.
+    #[error("too large")]
+    TooLarge,
+    /// No byte for longer than the route allows.
+    #[error("too slow")]
+    TooSlow,
+    /// The client hung up or broke the framing.
+    #[error("broken off")]
+    BrokenOff,
+}
+
+/// A service behind the gateway, with its endpoints.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The upstream's block in the configuration.
+    pub name: Arc<str>,
+    config: UpstreamConfig,
+    /// A digest over the files that the block names.
+    fingerprint: Vec<u8>,
+    core: Arc<Core>,
+}
+
+/// What the pools of every core need of an upstream. They hold it weakly: when the configuration
+/// lets go of it and the last exchange is over, they close what they have.
+#[derive(Debug)]
+struct Core {
+    /// Names this upstream among all that this process ever had.
+    id: u64,
+    name: Arc<str>,
+    settings: Settings,
+    host: HostHeader,
+    targets: Arc<Targets>,
+    tls: Option<Arc<ClientConfig>>,
+    metrics: Arc<Metrics>,
+}
+
+/// What the request path knows beside the request itself.
+#[derive(Debug)]
+pub struct Forwarding<'a> {
+    /// What goes upstream: identity headers and the assertion.
+    pub identity: &'a headers::IdentityHeaders,
+    /// The route's name.
+    pub route: &'a Arc<str>,
+    /// The route's bounds on time and size.
+    pub bounds: &'a Bounds,
+    /// The trace context to hand on.
+    pub trace: &'a crate::telemetry::TraceContext,
+    /// The decision's id.
+    pub decision_id: &'a str,
+}
+
+/// A route's bounds on what is forwarded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Bounds {
+    /// Longest wait for the head of the upstream's answer, all attempts together. Default `15s`.
+    pub head_timeout: Span,
+    /// Longest time in which no byte moves in either body. Default `30s`.
+    pub idle_timeout: Span,
+    /// Longest time for the whole exchange. Default `300s`.
+    pub total_timeout: Span,
+    /// Largest request body. Default `10MiB`.
+    pub max_body: Size,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            head_timeout: Span::seconds(15),
+            idle_timeout: Span::seconds(30),
+            total_timeout: Span::seconds(300),
+            max_body: Size::mib(10),
+        }
+    }
+}
+
+/// What came of forwarding, for the record.
+#[derive(Debug, Default, Clone)]
+pub struct Trail {
+    /// The endpoint that was tried last, `host:port`: the one that answered, if one did.
+    pub endpoint: Option<String>,
+    /// How often it was tried.
+    pub attempts: u32,
+}
+
+impl Upstream {
+    fn new(
+        name: &str,
+        config: UpstreamConfig,
+        fingerprint: Vec<u8>,
+        settings: Settings,
+        targets: Arc<Targets>,
+        tls: Option<Arc<ClientConfig>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let name: Arc<str> = name.into();
+        let core = Core {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            name: Arc::clone(&name),
+            settings,
+            host: config.host,
+            targets,
+            tls,
+            metrics,
+        };
+        Self {
+            name,
+            config,
+            fingerprint,
+            core: Arc::new(core),
+        }
+    }
+
+    /// Starts what runs beside requests (name resolution) on the control thread. Safe to call again
+    /// for an upstream that was taken over. Ends when the upstream is dropped.
+    pub fn activate(self: &Arc<Self>, control: &tokio::runtime::Handle) {
+        self.core.targets.activate(control);
+    }
+
+    /// How many endpoints have an address to connect to, and how many there are. Whether a service
+    /// answers there is each core's own experience, and no part of it.
+    pub fn usable(&self) -> (usize, usize) {
+        self.core.targets.usable()
+    }
+
+    /// Forwards one permitted request; the answer's body streams. Has to run on the worker that
+    /// `pools` belongs to, inside its `LocalSet`. Dropping the future, or the answer's body before
+    /// its end, ends the exchange with the upstream.
+    ///
+    /// # Errors
+    /// [`Failure`]; `trail` tells how far it got.
+    pub async fn forward(
+        &self,
+        pools: &Pools,
+        mut request: InboundRequest,
+        body: Body,
+        permit: &Permit,
+        forwarding: Forwarding<'_>,
+        trail: &mut Trail,
+    ) -> Result<Response<Body>, Failure> {
+        let mut headers = std::mem::take(&mut request.headers);
+        let about = About {
+            upstream: &self.name,
+            request: &request,
+            caller: &permit.caller,
+            policy: permit.advice.identity.as_ref(),
+            decided_by: &permit.decided_by,
+            forwarding: &forwarding,
+            forward_authorization: self.config.forward_authorization,
+        };
+        forwarding.identity.write(&about, &mut headers);
+
+        let target = match &request.query {
+            Some(query) => PathAndQuery::try_from(format!("{}?{query}", request.path.as_str())),
+            None => PathAndQuery::try_from(request.path.as_str()),
+        };
+        // Both were checked byte by byte, so neither can fail; if one did, nothing is sent.
+        let broken = |_| Failure::Unreachable("the request has no valid target".to_owned());
+        let target = target.map_err(broken)?;
+        let host = HeaderValue::try_from(request.host.to_string());
+        let host =
+            host.map_err(|_| Failure::Unreachable("the request has no valid host".to_owned()))?;
+        let outgoing = Outgoing {
+            method: request.method,
+            target,
+            host,
+            headers,
+            accepts_trailers: request.accepts_trailers,
+        };
+        // Permission ages: nothing streams on after the credential has ended.
+        let mut bounds = forwarding.bounds.clone();
+        if let Some(lasts) = permit.lasts(request.received_at) {
+            bounds.total_timeout = bounds.total_timeout.min(Span::of(lasts));
+        }
+        http::exchange(
+            &self.core,
+            pools,
+            outgoing,
+            body,
+            &bounds,
+            forwarding.identity.rules(),
+            trail,
+        )
+        .await
+    }
+}

@@ -1,0 +1,336 @@
+//! One record per request, written when the last byte has left: also on hang-up and panic.
+//!
+//! A [`Record`] gathers what the stages found out and writes itself when it is dropped, so no path
+//! through the program can forget it. It becomes one line of JSON in a bounded queue; a thread of its
+//! own hands lines to the sink. No credential, cookie or header value is ever in a record, but the
+//! client's `User-Agent`. Queries are masked unless the configuration says otherwise.
+//!
+//! # The record, version 1
+//!
+//! Every member is always there; what is not known is `null`. Lines are ASCII: everything else is
+//! escaped. Texts of the client are cut at the length in brackets, with `[+N bytes]` as the mark.
+//!
+//! | member | meaning |
+//! | --- | --- |
+//! | `version` | 1 |
+//! | `time` | when the head of the request was read, RFC 3339, milliseconds, UTC |
+//! | `request_id` | as in the answer's `request_id` |
+//! | `decision_id` | as in the answer's `decision_id` and in the assertion |
+//! | `trace_id` | W3C trace id |
+//! | `listener` | the listener's name |
+//! | `client` | the client's address after the rules for trusted proxies |
+//! | `peer` | address and port of the connection |
+//! | `tls` | `version`, `server_name` (253), `certificate_sha256`; `null` without TLS |
+//! | `method` | (32) |
+//! | `host` | name and port asked for (260) |
+//! | `path` | the canonical path; the path as sent when it has none (2048) |
+//! | `query` | by `audit.query`: names with masked values, as sent, or `null` (1024) |
+//! | `protocol` | `HTTP/1.0`, `HTTP/1.1`, `HTTP/2` |
+//! | `user_agent` | (256) |
+//! | `route` | the route's name |
+//! | `caller` | `method`, `issuer` (256), `subject` (256), `client` (256), `token_id` (128); `null` when nobody was authenticated, `{"method": "anonymous", …}` where that is allowed |
+//! | `policy` | `name`, `revision` |
+//! | `decision` | `allow`, `deny`, or `null` when it did not come to that |
+//! | `reason` | when refused, the stable code of why, whichever stage refused: `token.expired`, `orders.not_owner`, `policy.undefined`, `rate_limited`, …; else the policy's reason (256) |
+//! | `refusal` | `code`, as in the answer, and `detail` (512), for the operator alone; `null` when not refused |
+//! | `status` | of the answer; `null` when none was sent |
+//! | `upstream`, `endpoint`, `attempts` | where it was forwarded, and how often that was tried |
+//! | `bytes_in`, `bytes_out` | bytes of the bodies |
+//! | `duration_ms` | `decision`, `head` (of the answer), `total`: milliseconds since `time` |
+//! | `outcome` | `complete`, `client_gone`, `upstream_broke`, `panic` |
+//! | `detail` | what broke the answer's body (256) |
+
+mod follow;
+mod line;
+mod queue;
+mod record;
+mod sink;
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::record::Record;
+pub use self::sink::AuditSink;
+
+use self::queue::Queue;
+use self::sink::{AppendFile, Standard};
+use crate::metrics::Metrics;
+use crate::schema::Compile;
+
+/// The smallest queue: below it, ordinary bursts would lose records.
+const LEAST_QUEUE: usize = 16;
+
+/// The largest queue; with lines of 1 KiB, about 1 GiB.
+const LARGEST_QUEUE: usize = 1_048_576;
+
+/// The `audit` section: one record per request, as a line of JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AuditConfig {
+    /// Where records go: `stdout` (default), `stderr`, `{ file: PATH }`, or `none`, which must be
+    /// said. A file is appended to, and opened anew within a second when it was moved away. Its path
+    /// is relative to the working directory.
+    pub sink: SinkConfig,
+    /// How many records may be open or waiting, 16 to 1,048,576.
+    pub queue: usize,
+    /// What happens when so many are: `drop` loses records and counts them, `refuse` turns new
+    /// requests away with 503 until there is room, so that nothing happens unrecorded.
+    pub when_full: WhenFull,
+    /// What becomes of queries, which often hold secrets: `keys` keeps the names and masks the
+    /// values, `full` keeps everything, `none` nothing.
+    pub query: QueryMode,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            sink: SinkConfig::Stdout,
+            queue: 65_536,
+            when_full: WhenFull::Drop,
+            query: QueryMode::Keys,
+        }
+    }
+}
+
+/// Where records go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "SinkShape", into = "SinkShape")]
+#[schemars(with = "SinkShape")]
+pub enum SinkConfig {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// Nowhere.
+    None,
+    /// The end of a file.
+    File(PathBuf),
+}
+
+/// How the sink is written: a word, or a mapping with one key.
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(
+    untagged,
+    expecting = "expected `stdout`, `stderr`, `none` or `{ file: PATH }`"
+)]
+enum SinkShape {
+    Word(SinkWord),
+    File(FileShape),
+}
+
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum SinkWord {
+    Stdout,
+    Stderr,
+    None,
+}
+
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct FileShape {
+    file: PathBuf,
+}
+
+impl From<SinkShape> for SinkConfig {
+    fn from(shape: SinkShape) -> Self {
+        match shape {
+            SinkShape::Word(SinkWord::Stdout) => Self::Stdout,
+            SinkShape::Word(SinkWord::Stderr) => Self::Stderr,
+            SinkShape::Word(SinkWord::None) => Self::None,
+            SinkShape::File(FileShape { file }) => Self::File(file),
+        }
+    }
+}
+
+impl From<SinkConfig> for SinkShape {
+    fn from(sink: SinkConfig) -> Self {
+        match sink {
+            SinkConfig::Stdout => Self::Word(SinkWord::Stdout),
+            SinkConfig::Stderr => Self::Word(SinkWord::Stderr),
+            SinkConfig::None => Self::Word(SinkWord::None),
+            SinkConfig::File(file) => Self::File(FileShape { file }),
+        }
+    }
+}
+
+/// What happens when the queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenFull {
+    /// Records are lost and counted.
+    Drop,
+    /// New requests are turned away.
+    Refuse,
+}
+
+/// What becomes of queries in records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum QueryMode {
+    /// Names stay, values are masked.
+    Keys,
+    /// Everything stays.
+    Full,
+    /// Nothing stays.
+    None,
+}
+
+impl AuditConfig {
+    /// Compiles the section; takes over `previous` (open file, queue) when nothing changed.
+    pub fn compile(self, previous: Option<&Arc<Audit>>, cx: &mut Compile) -> Option<Arc<Audit>> {
+        if let Some(previous) = previous
+            && previous.config == self
+        {
+            return Some(Arc::clone(previous));
+        }
+        let before = cx.errors();
+        if !(LEAST_QUEUE..=LARGEST_QUEUE).contains(&self.queue) {
+            cx.at("queue", |cx| {
+                cx.problem_help(
+                    format!(
+                        "{} is not between {LEAST_QUEUE} and {LARGEST_QUEUE}",
+                        self.queue
+                    ),
+                    "the default is 65536 records",
+                );
+            });
+        }
+        if let SinkConfig::File(path) = &self.sink
+            && let Err(error) = AppendFile::probe(path)
+        {
+            cx.at("sink", |cx| {
+                cx.problem_help(
+                    format!("cannot append to {}: {error}", path.display()),
+                    "the path is relative to the working directory; its folder must exist",
+                );
+            });
+        }
+        if self.sink == SinkConfig::None && self.when_full == WhenFull::Refuse {
+            cx.at("when_full", |cx| {
+                cx.problem_help(
+                    "`refuse` promises that nothing happens unrecorded, but there is no sink",
+                    "choose a sink, or remove `when_full`",
+                );
+            });
+        }
+        (cx.errors() == before).then(|| Arc::new(Audit::new(self, Arc::clone(&cx.metrics))))
+    }
+}
+
+/// Where records go.
+#[derive(Debug)]
+pub struct Audit {
+    config: AuditConfig,
+    metrics: Arc<Metrics>,
+    /// Begun by the first record, so that checking a configuration starts no thread.
+    queue: OnceLock<Option<Queue>>,
+}
+
+impl Default for Audit {
+    /// An audit that keeps nothing.
+    fn default() -> Self {
+        let config = AuditConfig {
+            sink: SinkConfig::None,
+            ..AuditConfig::default()
+        };
+        Self::new(config, Arc::default())
+    }
+}
+
+impl Audit {
+    fn new(config: AuditConfig, metrics: Arc<Metrics>) -> Self {
+        Self {
+            config,
+            metrics,
+            queue: OnceLock::new(),
+        }
+    }
+
+    /// An audit that hands its lines to this sink, whatever `config` names.
+    ///
+    /// # Errors
+    /// The system's, when there can be no further thread.
+    pub fn to_sink(
+        sink: Box<dyn AuditSink>,
+        config: AuditConfig,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let queue = Queue::begin(sink, config.queue, Arc::clone(&metrics))?;
+        Ok(Self {
+            config,
+            metrics,
+            queue: OnceLock::from(Some(queue)),
+        })
+    }
+
+    fn queue(&self) -> Option<&Queue> {
+        let begin = || {
+            let sink: Box<dyn AuditSink> = match &self.config.sink {
+                SinkConfig::None => return None,
+                SinkConfig::Stdout => Box::new(Standard::Output),
+                SinkConfig::Stderr => Box::new(Standard::Error),
+                SinkConfig::File(path) => Box::new(AppendFile::new(path.clone())),
+            };
+            Queue::begin(sink, self.config.queue, Arc::clone(&self.metrics))
+                .inspect_err(|error| tracing::error!(%error, "no thread for audit records"))
+                .ok()
+        };
+        self.queue.get_or_init(begin).as_ref()
+    }
+
+    /// Opens the sink, so that a file that cannot be written is known before the first request.
+    ///
+    /// # Errors
+    /// Why records cannot be kept.
+    pub fn begin(&self) -> std::io::Result<()> {
+        if let SinkConfig::File(path) = &self.config.sink
+            && let Err(error) = AppendFile::new(path.clone()).refresh()
+        {
+            let text = format!("cannot append audit records to {}: {error}", path.display());
+            return Err(std::io::Error::new(error.kind(), text));
+        }
+        if self.config.sink != SinkConfig::None && self.queue().is_none() {
+            return Err(std::io::Error::other("no thread for audit records"));
+        }
+        Ok(())
+    }
+
+    /// Whether the sink failed at the last try.
+    pub fn failing(&self) -> bool {
+        self.queue
+            .get()
+            .and_then(Option::as_ref)
+            .is_some_and(Queue::failing)
+    }
+
+    /// Whether requests may be taken: `false` only with `when_full: refuse` and no room. For the
+    /// readiness page; a request asks its own record, see [`Record::has_room`].
+    pub fn accepting(&self) -> bool {
+        self.config.when_full == WhenFull::Drop || self.queue().is_some_and(Queue::has_room)
+    }
+
+    /// How many records wait for the sink.
+    pub fn waiting(&self) -> usize {
+        self.queue
+            .get()
+            .and_then(Option::as_ref)
+            .map_or(0, Queue::waiting)
+    }
+
+    /// Waits until the sink has taken every record that is queued; `false` when `patience` ended
+    /// first. Blocks: for the end of the program.
+    pub fn close(&self, patience: Duration) -> bool {
+        self.queue
+            .get()
+            .and_then(Option::as_ref)
+            .is_none_or(|queue| queue.drain(patience))
+    }
+}
+
+#[cfg(test)]
+mod tests;

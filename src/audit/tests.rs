@@ -1,0 +1,550 @@
+//! What records promise: exactly one per request, whatever happens, with nothing secret in it.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Mutex;
+use std::task::{Context, Poll};
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::authn::{Caller, Failure};
+use crate::authz::{DecidedBy, Denial, Reason};
+use crate::body::{self, Body};
+use crate::refusal::Refusal;
+use crate::request::{ConnInfo, InboundRequest, RequestId, Rules, TlsInfo};
+use crate::telemetry::Tracing;
+use crate::upstream::Trail;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A sink that tests read, and whose health they control.
+#[derive(Clone, Default)]
+struct Memory(Arc<Mutex<Held>>);
+
+#[derive(Default)]
+struct Held {
+    bytes: Vec<u8>,
+    /// The writer waits for this lock, so holding it stalls the sink.
+    room: Option<usize>,
+}
+
+impl AuditSink for Memory {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        let mut held = self.0.lock().unwrap();
+        let most = held.room.unwrap_or(usize::MAX).min(lines.len());
+        if most == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        held.room = held.room.map(|room| room - most);
+        held.bytes.extend_from_slice(&lines[..most]);
+        Ok(most)
+    }
+}
+
+impl Memory {
+    fn lines(&self) -> Vec<Value> {
+        let held = self.0.lock().unwrap();
+        let text = std::str::from_utf8(&held.bytes).unwrap();
+        assert!(text.is_empty() || text.ends_with('\n'));
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+struct Bench {
+    audit: Arc<Audit>,
+    sink: Memory,
+    metrics: Arc<Metrics>,
+}
+
+impl Bench {
+    fn new(change: impl FnOnce(&mut AuditConfig)) -> Self {
+        let mut config = AuditConfig::default();
+        change(&mut config);
+        let (sink, metrics) = (Memory::default(), Arc::new(Metrics::default()));
+        let audit = Audit::to_sink(Box::new(sink.clone()), config, Arc::clone(&metrics)).unwrap();
+        Self {
+            audit: Arc::new(audit),
+            sink,
+            metrics,
+        }
+    }
+
+    fn open(&self, head: &Request<()>) -> Record {
+        Record::open(
+            &self.audit,
+            &Arc::new(Tracing::default()),
+            &self.metrics,
+            &RequestId::random(),
+            &conn(),
+            head,
+            SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_224_725_042),
+        )
+    }
+
+    fn written(&self) -> Vec<Value> {
+        assert!(self.audit.close(PATIENCE), "the queue was not emptied");
+        self.sink.lines()
+    }
+
+    fn only(&self) -> Value {
+        let mut lines = self.written();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        lines.remove(0)
+    }
+}
+
+fn conn() -> Arc<ConnInfo> {
+    Arc::new(ConnInfo {
+        listener: "public".into(),
+        peer: "192.0.2.1:4711".parse().unwrap(),
+        local: "127.0.0.1:8443".parse().unwrap(),
+        tls: Some(TlsInfo {
+            version: "TLSv1.3",
+            server_name: Some("api.example.test".into()),
+            peer_certificate: None,
+        }),
+        ambiguous_head: None,
+    })
+}
+
+fn head(uri: &str, headers: &[(&str, &str)]) -> Request<()> {
+    let mut builder = Request::builder()
+        .uri(uri)
+        .header("host", "api.example.test");
+    for (name, value) in headers {
+        builder = builder.header(*name, *value);
+    }
+    builder.body(()).unwrap()
+}
+
+fn parsed(head: &Request<()>) -> InboundRequest {
+    let mut again = Request::builder().uri(head.uri()).method(head.method());
+    again.headers_mut().unwrap().clone_from(head.headers());
+    let at = SystemTime::UNIX_EPOCH;
+    let rules = Rules::default();
+    let again = again.body(()).unwrap();
+    InboundRequest::parse(&conn(), RequestId::random(), again, at, &rules)
+        .unwrap()
+        .0
+}
+
+fn denial() -> Denial {
+    Denial {
+        reason: Reason::Policy("orders.not_owner".into()),
+        status: None,
+        message: None,
+        headers: Vec::new(),
+        step_up: None,
+        decided_by: DecidedBy {
+            policy: "orders".into(),
+            revision: "r1".into(),
+        },
+        detail: None,
+    }
+}
+
+/// A body of these pieces; an `Err` breaks it off.
+fn pieces(pieces: Vec<Result<&'static str, &'static str>>) -> Body {
+    Box::pin(Pieces(pieces.into_iter()))
+}
+
+struct Pieces(std::vec::IntoIter<Result<&'static str, &'static str>>);
+
+impl http_body::Body for Pieces {
+    type Data = Bytes;
+    type Error = body::BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, body::BodyError>>> {
+        Poll::Ready(self.0.next().map(|piece| match piece {
+            Ok(text) => Ok(Frame::data(Bytes::from_static(text.as_bytes()))),
+            Err(text) => Err(text.into()),
+        }))
+    }
+}
+
+#[tokio::test]
+async fn a_record_has_exactly_the_documented_members() {
+    let bench = Bench::new(|_| {});
+    let head = head("/orders/42?token=s3cret&page", &[("user-agent", "curl/8")]);
+    let mut record = bench.open(&head);
+    record.request(&parsed(&head));
+    record.route(&"read-order".into());
+    record.caller(&Caller::Anonymous);
+    record.denied(&denial());
+    let decision_id = record.decision_id();
+    record.upstream(&"orders".into());
+    record.forwarded(&Trail {
+        endpoint: Some("127.0.0.1:9500".into()),
+        attempts: 2,
+    });
+    record.refused(&denial().into());
+    let inbound = record.received(body::full("12345"));
+    inbound.collect().await.unwrap();
+    let mut response = Response::new(body::full("no"));
+    *response.status_mut() = StatusCode::FORBIDDEN;
+    let response = record.follow(response);
+    response.into_body().collect().await.unwrap();
+
+    let mut line = bench.only();
+    for (member, value) in line["duration_ms"].as_object_mut().unwrap() {
+        assert!(value.as_f64().unwrap() >= 0.0, "{member}");
+        *value = json!(0);
+    }
+    assert_eq!(line["decision_id"], *decision_id);
+    let request_id = line["request_id"].clone();
+    assert_eq!(
+        line,
+        json!({
+            "version": 1,
+            "time": "2026-11-21T01:32:05.042Z",
+            "request_id": request_id,
+            "decision_id": *decision_id,
+            "trace_id": null,
+            "listener": "public",
+            "client": "192.0.2.1",
+            "peer": "192.0.2.1:4711",
+            "tls": {
+                "version": "TLSv1.3",
+                "server_name": "api.example.test",
+                "certificate_sha256": null,
+            },
+            "method": "GET",
+            "host": "api.example.test",
+            "path": "/orders/42",
+            "query": "token=*&*",
+            "protocol": "HTTP/1.1",
+            "user_agent": "curl/8",
+            "route": "read-order",
+            "caller": {
+                "method": "anonymous",
+                "issuer": null,
+                "subject": null,
+                "client": null,
+                "token_id": null,
+            },
+            "policy": { "name": "orders", "revision": "r1" },
+            "decision": "deny",
+            "reason": "orders.not_owner",
+            "refusal": { "code": "denied", "detail": "denied: orders.not_owner" },
+            "status": 403,
+            "upstream": "orders",
+            "endpoint": "127.0.0.1:9500",
+            "attempts": 2,
+            "bytes_in": 5,
+            "bytes_out": 2,
+            "duration_ms": { "decision": 0, "head": 0, "total": 0 },
+            "outcome": "complete",
+            "detail": null,
+        })
+    );
+}
+
+#[tokio::test]
+async fn no_credential_and_no_query_value_is_ever_written() {
+    let bench = Bench::new(|_| {});
+    let token = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.SIGNATUREPART";
+    let head = head(
+        "/a?access_token=SIGNATUREPART&SIGNATUREPART",
+        &[
+            ("authorization", &format!("Bearer {token}")),
+            ("cookie", "session=SIGNATUREPART"),
+            ("x-api-key", "SIGNATUREPART"),
+        ],
+    );
+    let mut record = bench.open(&head);
+    drop(bench.open(&head));
+    record.request(&parsed(&head));
+    record.refused(&Refusal::Unauthenticated {
+        failure: Failure::Rejected {
+            code: "token.signature",
+            reason: "the signature does not fit".into(),
+            issuer: None,
+        },
+        bearer: true,
+    });
+    drop(record.follow(Response::new(body::empty())));
+    assert_eq!(bench.written().len(), 2);
+    let held = bench.sink.0.lock().unwrap();
+    let text = String::from_utf8(held.bytes.clone()).unwrap();
+    assert!(
+        !text.contains("SIGNATUREPART") && !text.contains("eyJ"),
+        "{text}"
+    );
+    assert!(bench.metrics.encode().contains("code=\"token.signature\""));
+}
+
+#[tokio::test]
+async fn queries_are_kept_as_configured() {
+    for (mode, kept) in [
+        (QueryMode::Keys, json!("a=*")),
+        (QueryMode::Full, json!("a=1")),
+        (QueryMode::None, Value::Null),
+    ] {
+        let bench = Bench::new(|config| config.query = mode);
+        let head = head("/?a=1", &[]);
+        let mut record = bench.open(&head);
+        record.request(&parsed(&head));
+        drop(record);
+        drop(bench.open(&head));
+        for line in bench.written() {
+            assert_eq!(line["query"], kept);
+        }
+    }
+}
+
+#[test]
+fn a_record_that_nobody_finishes_writes_itself_once() {
+    let bench = Bench::new(|_| {});
+    drop(bench.open(&head("/gone", &[])));
+    let line = bench.only();
+    assert_eq!(line["outcome"], "client_gone");
+    assert_eq!(line["status"], Value::Null);
+    assert_eq!(line["path"], "/gone");
+}
+
+#[test]
+fn a_panic_leaves_one_record() {
+    let bench = Bench::new(|_| {});
+    let record = bench.open(&head("/", &[]));
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _record = record;
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err());
+    assert_eq!(bench.only()["outcome"], "panic");
+}
+
+#[tokio::test]
+async fn the_outcome_tells_complete_broken_and_abandoned_bodies_apart() {
+    let check = async |response: Response<Body>, read: Option<usize>, method: &str| {
+        let bench = Bench::new(|_| {});
+        let mut head = head("/", &[]);
+        *head.method_mut() = method.parse().unwrap();
+        let mut body = bench.open(&head).follow(response).into_body();
+        for _ in 0..read.unwrap_or(usize::MAX) {
+            if body.frame().await.is_none() {
+                break;
+            }
+        }
+        drop(body);
+        let line = bench.only();
+        (
+            line["outcome"].as_str().unwrap().to_owned(),
+            line["bytes_out"].as_u64().unwrap(),
+        )
+    };
+    let streamed = || Response::new(pieces(vec![Ok("ab"), Ok("cde")]));
+    let is = |outcome: &str, bytes| (outcome.to_owned(), bytes);
+    assert_eq!(check(streamed(), None, "GET").await, is("complete", 5));
+    assert_eq!(
+        check(streamed(), Some(1), "GET").await,
+        is("client_gone", 2)
+    );
+    assert_eq!(
+        check(streamed(), Some(0), "GET").await,
+        is("client_gone", 0)
+    );
+    assert_eq!(check(streamed(), Some(0), "HEAD").await, is("complete", 0));
+    let broken = Response::new(pieces(vec![Ok("ab"), Err("reset")]));
+    assert_eq!(check(broken, Some(2), "GET").await, is("upstream_broke", 2));
+    // A connection that was told the length stops asking at the last byte, or never begins.
+    let whole = || Response::new(body::full("abc"));
+    assert_eq!(check(whole(), Some(1), "GET").await, is("complete", 3));
+    let empty = || Response::new(body::empty());
+    assert_eq!(check(empty(), Some(0), "GET").await, is("complete", 0));
+    let mut unchanged = streamed();
+    *unchanged.status_mut() = StatusCode::NOT_MODIFIED;
+    assert_eq!(check(unchanged, Some(0), "GET").await, is("complete", 0));
+}
+
+#[test]
+fn long_texts_are_bounded() {
+    let bench = Bench::new(|_| {});
+    let long = "a".repeat(10_000);
+    let head = head(&format!("/{long}?{long}={long}"), &[("user-agent", &long)]);
+    let mut record = bench.open(&head);
+    record.request(&parsed(&head));
+    let mut denial = denial();
+    denial.reason = Reason::Policy(long.clone());
+    denial.detail = Some(long);
+    record.denied(&denial);
+    record.refused(&denial.into());
+    drop(record);
+    let text = bench.only().to_string();
+    assert!(text.len() < 8 * 1024, "{}", text.len());
+    assert!(text.contains("[+7953 bytes]"), "{text}");
+}
+
+#[test]
+fn a_full_queue_drops_and_counts_and_never_waits() {
+    let bench = Bench::new(|config| config.queue = 16);
+    let stalled = bench.sink.0.lock().unwrap();
+    let began = Instant::now();
+    for _ in 0..50 {
+        drop(bench.open(&head("/", &[])));
+    }
+    assert!(began.elapsed() < PATIENCE);
+    assert!(bench.audit.accepting(), "dropping is what was asked for");
+    drop(stalled);
+    assert_eq!(bench.written().len(), 16);
+    let text = bench.metrics.encode();
+    assert!(
+        text.contains("portcullis_audit_records_dropped_total 34\n"),
+        "{text}"
+    );
+    assert!(text.contains("portcullis_audit_records_written_total 16\n"));
+}
+
+#[test]
+fn with_refuse_no_request_begins_that_could_not_be_recorded() {
+    let bench = Bench::new(|config| {
+        config.queue = 16;
+        config.when_full = WhenFull::Refuse;
+    });
+    let open: Vec<Record> = (0..16).map(|_| bench.open(&head("/", &[]))).collect();
+    assert!(open.iter().all(Record::has_room));
+    assert!(!bench.audit.accepting());
+    let late = bench.open(&head("/late", &[]));
+    assert!(!late.has_room());
+    drop(late);
+    drop(open);
+    assert_eq!(
+        bench.written().len(),
+        16,
+        "every request that began is recorded"
+    );
+    assert!(bench.audit.accepting());
+}
+
+#[test]
+fn a_sink_that_fails_is_tried_again_and_lines_stay_whole() {
+    let bench = Bench::new(|_| {});
+    bench.sink.0.lock().unwrap().room = Some(700);
+    for _ in 0..3 {
+        drop(bench.open(&head("/", &[])));
+    }
+    let until = Instant::now() + PATIENCE;
+    while bench
+        .metrics
+        .encode()
+        .contains("portcullis_audit_sink_errors_total 0\n")
+    {
+        assert!(Instant::now() < until, "the failure was not counted");
+        std::thread::yield_now();
+    }
+    bench.sink.0.lock().unwrap().room = None;
+    assert_eq!(bench.written().len(), 3);
+}
+
+#[test]
+fn a_file_is_appended_to_and_opened_anew_after_rotation() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    std::fs::write(&path, "earlier\n").unwrap();
+    let config = AuditConfig {
+        sink: SinkConfig::File(path.clone()),
+        ..AuditConfig::default()
+    };
+    let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::default());
+    let audit = config.compile(None, &mut cx).unwrap();
+    assert!(
+        cx.finish().1.is_empty(),
+        "the reloader must not watch what we write"
+    );
+    let bench = Bench {
+        metrics: Arc::clone(&audit.metrics),
+        audit,
+        sink: Memory::default(),
+    };
+    let write = |uri: &str| {
+        drop(bench.open(&head(uri, &[])));
+        assert!(bench.audit.close(PATIENCE));
+    };
+    let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+    write("/one");
+    assert!(read(&path).starts_with("earlier\n{"));
+    assert!(read(&path).contains("/one"));
+
+    let rotated = folder.path().join("audit.jsonl.1");
+    std::fs::rename(&path, &rotated).unwrap();
+    // Within a second or two the new file is there, without anything to write.
+    let until = Instant::now() + PATIENCE;
+    while !path.exists() {
+        assert!(Instant::now() < until, "the file was not opened anew");
+        std::thread::yield_now();
+    }
+    write("/two");
+    assert!(read(&path).contains("/two") && !read(&rotated).contains("/two"));
+}
+
+#[test]
+fn the_end_of_the_program_waits_for_the_sink_but_not_for_ever() {
+    let bench = Bench::new(|_| {});
+    let stalled = bench.sink.0.lock().unwrap();
+    drop(bench.open(&head("/", &[])));
+    assert!(!bench.audit.close(Duration::from_millis(50)));
+    drop(stalled);
+    assert_eq!(bench.written().len(), 1);
+}
+
+#[test]
+fn the_section_is_read_as_documented_and_its_problems_are_placed() {
+    let read = |text: &str| serde_yaml::from_str::<AuditConfig>(text);
+    assert_eq!(read("{}").unwrap().sink, SinkConfig::Stdout);
+    let file = read("sink: { file: /var/log/x.jsonl }").unwrap();
+    assert_eq!(file.sink, SinkConfig::File("/var/log/x.jsonl".into()));
+    let written = serde_yaml::to_string(&file).unwrap();
+    assert_eq!(read(&written).unwrap(), file);
+    let error = read("sink: syslog").unwrap_err().to_string();
+    assert!(error.contains("expected `stdout`"), "{error}");
+    assert!(read("sink: { file: a, mode: 7 }").is_err());
+
+    let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::default());
+    for text in [
+        "{ queue: 1, sink: none, when_full: refuse }",
+        "sink: { file: /nowhere/at/all.jsonl }",
+    ] {
+        assert!(
+            cx.at("audit", |cx| read(text).unwrap().compile(None, cx))
+                .is_none()
+        );
+    }
+    let places: Vec<String> = cx.finish().0.into_iter().map(|p| p.path).collect();
+    assert_eq!(places, ["audit.queue", "audit.when_full", "audit.sink"]);
+}
+
+#[test]
+fn an_unchanged_section_keeps_its_queue_and_an_audit_of_nothing_writes_nothing() {
+    let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::default());
+    let first = AuditConfig::default().compile(None, &mut cx).unwrap();
+    let second = AuditConfig::default()
+        .compile(Some(&first), &mut cx)
+        .unwrap();
+    assert!(Arc::ptr_eq(&first, &second));
+
+    let none = Arc::new(Audit::default());
+    assert!(none.accepting() && none.close(Duration::ZERO));
+    let bench = Bench {
+        audit: none,
+        ..Bench::new(|_| {})
+    };
+    drop(bench.open(&head("/", &[])));
+    let text = bench.metrics.encode();
+    assert!(
+        text.contains("portcullis_audit_records_dropped_total 0\n"),
+        "{text}"
+    );
+    assert!(text.contains("portcullis_requests_in_flight 0\n"));
+}

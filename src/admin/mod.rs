@@ -1,0 +1,344 @@
+//! The admin listener: live, ready, metrics, configuration, reload. Never reachable from a data port.
+//!
+//! It speaks plain HTTP/1.1 on its own socket, on the control thread, one request per connection,
+//! with bounds on connections, time and size. Browsers are kept out twice: the `Host` must be an
+//! address or a name from the configuration (DNS rebinding), and what changes anything needs a header
+//! that no page can send across origins without being asked first.
+
+mod pages;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
+use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::timeout;
+
+use crate::request::Host;
+use crate::schema::{Compile, Problem, Secret, SecretRef};
+use crate::snapshot::Live;
+
+/// Connections that are served at one time; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 32;
+
+/// How long the head of a request may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long one connection may take, a reload included.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The largest head of a request.
+const MAX_HEAD: usize = 16 * 1024;
+
+/// The most headers of a request.
+const MAX_HEADERS: usize = 64;
+
+/// How long to wait after the system refused to accept a connection (file descriptors ran out).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often that is complained about.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+
+/// The shortest token that can stand against guessing.
+const SHORTEST_TOKEN: usize = 16;
+
+/// What a request that changes something carries when there is no token. A page of another origin
+/// cannot send it without a preflight, which is never answered with consent.
+const INTENT: HeaderName = HeaderName::from_static("x-portcullis-admin");
+
+/// The `admin` section.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// `address:port` of the admin listener, without TLS. Default: no admin listener.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<SocketAddr>,
+    /// Lets the address be other than this machine's own. Needs a `token`.
+    pub allow_remote: bool,
+    /// A secret of 16 bytes or more that `/config`, `/status` and `/reload` require as
+    /// `Authorization: Bearer …`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<SecretRef>,
+    /// Names under which the listener may be asked, beside `localhost` and addresses.
+    pub hosts: Vec<String>,
+}
+
+/// The compiled section.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Where to listen; `None` for nowhere.
+    pub address: Option<SocketAddr>,
+    /// What protected pages require.
+    pub token: Option<Secret>,
+    /// Names under which it may be asked, in lower case.
+    pub hosts: Vec<String>,
+}
+
+impl AdminConfig {
+    /// Compiles the section.
+    pub fn compile(self, cx: &mut Compile) -> Option<Admin> {
+        let before = cx.errors();
+        let remote = self
+            .address
+            .is_some_and(|address| !address.ip().to_canonical().is_loopback());
+        if remote && !self.allow_remote {
+            cx.at("address", |cx| {
+                cx.problem_help(
+                    "this address can be reached from other machines",
+                    "write 127.0.0.1 or [::1], or set `allow_remote: true` and a `token`",
+                );
+            });
+        }
+        if remote && self.token.is_none() {
+            cx.problem_help(
+                "an admin listener that other machines can reach needs a token",
+                "set `token: env:NAME` or `token: file:PATH`",
+            );
+        }
+        let token = self.token.as_ref().and_then(|reference| {
+            cx.at("token", |cx| {
+                let token = cx.secret(reference)?;
+                if token.expose().len() < SHORTEST_TOKEN {
+                    cx.problem_help(
+                        format!("the token is shorter than {SHORTEST_TOKEN} bytes"),
+                        "make one with `openssl rand -hex 32`",
+                    );
+                    return None;
+                }
+                Some(token)
+            })
+        });
+        let mut hosts = Vec::with_capacity(self.hosts.len());
+        for (index, host) in self.hosts.iter().enumerate() {
+            match Host::parse(host) {
+                Ok(host) if host.port().is_none() => hosts.push(host.name().to_owned()),
+                Ok(_) | Err(_) => cx.at(format!("hosts[{index}]"), |cx| {
+                    cx.problem_help("this is no host name", "write the name without a port");
+                }),
+            }
+        }
+        (cx.errors() == before).then_some(Admin {
+            address: self.address,
+            token,
+            hosts,
+        })
+    }
+}
+
+/// What a reload promises: the revision in force, or every problem that kept it from being so.
+pub type Reloaded = Pin<Box<dyn Future<Output = Result<String, Vec<Problem>>> + Send>>;
+
+/// Runs a reload.
+pub type Reload = Arc<dyn Fn() -> Reloaded + Send + Sync>;
+
+/// What the admin pages show and do.
+pub struct AdminState {
+    /// The configuration in force.
+    pub live: Arc<Live>,
+    /// Runs a reload.
+    pub reload: Reload,
+    /// Set when the gateway leaves: it is not ready any more.
+    pub draining: Arc<AtomicBool>,
+    /// Who may ask; a reload replaces it, so that a leaked token can be taken back.
+    pub access: Arc<ArcSwap<Admin>>,
+    /// When the process began to serve.
+    pub started: Instant,
+    reloading: Mutex<()>,
+}
+
+impl fmt::Debug for AdminState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminState")
+            .field("live", &self.live)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AdminState {
+    /// The state of an admin listener that begins now.
+    pub fn new(
+        live: Arc<Live>,
+        reload: Reload,
+        draining: Arc<AtomicBool>,
+        access: Arc<ArcSwap<Admin>>,
+    ) -> Self {
+        Self {
+            live,
+            reload,
+            draining,
+            access,
+            started: Instant::now(),
+            reloading: Mutex::new(()),
+        }
+    }
+}
+
+/// Serves the admin pages until the future is dropped.
+pub async fn serve(listener: TcpListener, state: Arc<AdminState>) {
+    let seats = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut complained: Option<Instant> = None;
+    loop {
+        // Never closed, so there is always a permit in the end.
+        let Ok(seat) = Arc::clone(&seats).acquire_owned().await else {
+            return;
+        };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let state = Arc::clone(&state);
+                tokio::spawn(async move {
+                    let _ = timeout(CONNECTION_TIMEOUT, connection(stream, state)).await;
+                    drop(seat);
+                });
+            }
+            Err(error) => {
+                if complained.is_none_or(|before| before.elapsed() >= COMPLAIN_EVERY) {
+                    complained = Some(Instant::now());
+                    tracing::warn!(%error, "the admin listener cannot accept");
+                }
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, state: Arc<AdminState>) {
+    let service = service_fn(|request| {
+        let state = Arc::clone(&state);
+        async move { Ok::<_, Infallible>(answer(&state, request).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an admin connection broke off");
+    }
+}
+
+/// A page: status, content type, text.
+#[derive(Debug, PartialEq, Eq)]
+struct Page {
+    status: StatusCode,
+    content_type: &'static str,
+    text: String,
+}
+
+async fn answer<B>(state: &AdminState, request: Request<B>) -> Response<Full<Bytes>> {
+    // The body is never read: nothing here takes one, and the connection ends with the answer.
+    let (head, _body) = request.into_parts();
+    let page = match check(state, &head.headers) {
+        Err(page) => page,
+        Ok(trusted) => pages::find(state, &head.method, head.uri.path(), trusted).await,
+    };
+    let mut text = Bytes::from(page.text);
+    if head.method == Method::HEAD {
+        text.clear();
+    }
+    let mut response = Response::new(Full::new(text));
+    *response.status_mut() = page.status;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (http::header::CONTENT_TYPE, page.content_type),
+        (CACHE_CONTROL, "no-store"),
+        (http::header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (
+            http::header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; frame-ancestors 'none'",
+        ),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    if page.status == StatusCode::UNAUTHORIZED {
+        let challenge = HeaderValue::from_static("Bearer realm=\"portcullis-admin\"");
+        headers.insert(http::header::WWW_AUTHENTICATE, challenge);
+    }
+    response
+}
+
+/// What a request has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Trusted {
+    /// It may see and do what is protected.
+    token: bool,
+    /// It was sent on purpose, not by a page of another origin.
+    intent: bool,
+}
+
+fn check(state: &AdminState, headers: &HeaderMap) -> Result<Trusted, Page> {
+    if !host_is_ours(state, headers) {
+        return Err(pages::problem(
+            StatusCode::MISDIRECTED_REQUEST,
+            "the admin listener is not served under this host",
+        ));
+    }
+    if headers.contains_key(ORIGIN) {
+        return Err(pages::problem(
+            StatusCode::FORBIDDEN,
+            "the admin listener does not serve pages of other origins",
+        ));
+    }
+    let presented = presented_token(headers);
+    let access = state.access.load();
+    let token = match (&access.token, presented) {
+        (None, _) => true,
+        (Some(_), None) => false,
+        (Some(token), Some(presented)) if bool::from(token.expose().ct_eq(presented)) => true,
+        (Some(_), Some(_)) => {
+            return Err(pages::problem(
+                StatusCode::UNAUTHORIZED,
+                "the token is wrong",
+            ));
+        }
+    };
+    let intent = (access.token.is_some() && token) || headers.contains_key(INTENT);
+    Ok(Trusted { token, intent })
+}
+
+fn presented_token(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let value = values
+        .next()
+        .filter(|_| values.next().is_none())?
+        .as_bytes();
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
+}
+
+/// A page that rebinds its own name to our address still sends its own name.
+fn host_is_ours(state: &AdminState, headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(HOST).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return false;
+    };
+    let Some(host) = value.to_str().ok().and_then(|text| Host::parse(text).ok()) else {
+        return false;
+    };
+    let name = host.name().trim_matches(['[', ']']);
+    name == "localhost"
+        || name.parse::<IpAddr>().is_ok()
+        || state.access.load().hosts.iter().any(|known| known == name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,299 @@
+//! The admin listener over a real socket.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::*;
+use crate::audit::Audit;
+use crate::limit::LimitSet;
+use crate::metrics::Metrics;
+use crate::request::Rules;
+use crate::route::RouteTable;
+use crate::schema::Severity;
+use crate::snapshot::Snapshot;
+use crate::telemetry::Tracing;
+use crate::upstream::headers::IdentityHeaders;
+
+const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+fn snapshot() -> Snapshot {
+    Snapshot {
+        revision: "rev1".into(),
+        compiled_at: crate::clock::now(),
+        effective: "admin:\n  token: env:ADMIN_TOKEN\n".to_owned(),
+        files: Vec::new(),
+        rules: Rules::default(),
+        listeners: [].into(),
+        issuers: [].into(),
+        certificates: crate::authn::client_certificate::ClientCertificateConfig::default()
+            .compile(None),
+        policies: [].into(),
+        limits: LimitSet::default(),
+        upstreams: [].into(),
+        identity: Arc::new(IdentityHeaders::default()),
+        routes: RouteTable::default(),
+        audit: Arc::new(Audit::default()),
+        tracing: Arc::new(Tracing::default()),
+        head_timeout: Duration::from_secs(30),
+        drain_timeout: Duration::from_secs(30),
+        metrics: Arc::new(Metrics::default()),
+    }
+}
+
+struct Served {
+    address: SocketAddr,
+    draining: Arc<AtomicBool>,
+}
+
+async fn start(token: bool, outcome: Result<String, Vec<Problem>>) -> Served {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let draining = Arc::new(AtomicBool::new(false));
+    let reload: Reload = Arc::new(move || {
+        let outcome = outcome.clone();
+        Box::pin(async move { outcome })
+    });
+    let admin = Admin {
+        address: Some(address),
+        token: token.then(|| Secret::new(TOKEN.into())),
+        hosts: vec!["admin.internal".to_owned()],
+    };
+    let live = Arc::new(Live::new(snapshot()));
+    let state = Arc::new(AdminState::new(
+        live,
+        reload,
+        Arc::clone(&draining),
+        Arc::new(ArcSwap::from_pointee(admin)),
+    ));
+    tokio::spawn(serve(listener, state));
+    Served { address, draining }
+}
+
+impl Served {
+    async fn raw(&self, bytes: &str) -> String {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address).await.unwrap();
+            stream.write_all(bytes.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            // A reset after the answer is no failure of what is tested here.
+            let _ = stream.read_to_end(&mut answer).await;
+            String::from_utf8(answer).unwrap()
+        };
+        timeout(Duration::from_secs(20), exchange).await.unwrap()
+    }
+
+    async fn ask(&self, line: &str, headers: &[&str]) -> (u16, String) {
+        let mut request = format!("{line} HTTP/1.1\r\n");
+        if !headers.iter().any(|header| header.starts_with("host:")) {
+            request.push_str(&format!("host: {}\r\n", self.address));
+        }
+        for header in headers {
+            request.push_str(&format!("{header}\r\n"));
+        }
+        request.push_str("\r\n");
+        let answer = self.raw(&request).await;
+        let status = answer[9..12].parse().unwrap();
+        let body = answer.split_once("\r\n\r\n").unwrap().1.to_owned();
+        (status, body)
+    }
+
+    async fn json(&self, line: &str, headers: &[&str]) -> (u16, Value) {
+        let (status, body) = self.ask(line, headers).await;
+        (status, serde_json::from_str(&body).unwrap())
+    }
+}
+
+fn reloaded() -> Result<String, Vec<Problem>> {
+    Ok("rev2".to_owned())
+}
+
+#[tokio::test]
+async fn open_pages_answer_without_a_token() {
+    let served = start(true, reloaded()).await;
+    assert_eq!(served.ask("GET /live", &[]).await.0, 200);
+    let (status, ready) = served.json("GET /ready", &[]).await;
+    assert_eq!((status, &ready["ready"]), (200, &Value::Bool(true)));
+    let (status, metrics) = served.ask("GET /metrics", &[]).await;
+    assert_eq!(status, 200);
+    assert!(metrics.ends_with("# EOF\n"));
+    let (status, index) = served.ask("GET /", &[]).await;
+    assert_eq!(status, 200);
+    assert!(index.contains("/reload"));
+    assert_eq!(served.ask("HEAD /live", &[]).await, (200, String::new()));
+    assert_eq!(served.ask("GET /nothing", &[]).await.0, 404);
+    assert_eq!(served.ask("POST /live", &[]).await.0, 405);
+    assert_eq!(
+        served
+            .ask(
+                "DELETE /reload",
+                &[&format!("authorization: Bearer {TOKEN}")]
+            )
+            .await
+            .0,
+        405
+    );
+}
+
+#[tokio::test]
+async fn a_gateway_that_leaves_is_alive_but_not_ready() {
+    let served = start(false, reloaded()).await;
+    served.draining.store(true, Ordering::Relaxed);
+    let (status, ready) = served.json("GET /ready", &[]).await;
+    assert_eq!(status, 503);
+    assert!(
+        ready["reasons"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("draining")
+    );
+    assert_eq!(served.ask("GET /live", &[]).await.0, 200);
+}
+
+#[tokio::test]
+async fn protected_pages_require_the_token() {
+    let served = start(true, reloaded()).await;
+    let right = format!("authorization: Bearer {TOKEN}");
+    for line in ["GET /config", "GET /status", "POST /reload"] {
+        assert_eq!(served.ask(line, &[]).await.0, 401, "{line}");
+        assert_eq!(
+            served.ask(line, &["x-portcullis-admin: 1"]).await.0,
+            401,
+            "{line}"
+        );
+        for wrong in ["Bearer x", "Basic eDp4", &format!("Bearer {TOKEN}x")] {
+            let header = format!("authorization: {wrong}");
+            assert_eq!(served.ask(line, &[&header]).await.0, 401, "{line} {wrong}");
+        }
+        assert_eq!(
+            served.ask(line, &[&right, &right]).await.0,
+            401,
+            "{line} twice"
+        );
+        assert_eq!(served.ask(line, &[&right]).await.0, 200, "{line}");
+    }
+    let (_, config) = served.ask("GET /config", &[&right]).await;
+    assert!(config.contains("env:ADMIN_TOKEN") && !config.contains(TOKEN));
+    let (_, status) = served.json("GET /status", &[&right]).await;
+    assert_eq!(status["revision"], "rev1");
+    assert_eq!(status["audit"]["accepting"], true);
+}
+
+#[tokio::test]
+async fn no_page_of_a_browser_reaches_the_listener() {
+    let served = start(false, reloaded()).await;
+    for host in [
+        "evil.test",
+        "evil.test:80",
+        "localhost.evil.test",
+        "127.0.0.1.evil.test",
+    ] {
+        let header = format!("host: {host}");
+        assert_eq!(served.ask("GET /status", &[&header]).await.0, 421, "{host}");
+    }
+    for host in [
+        "localhost:9901",
+        "[::1]:9901",
+        "127.0.0.1",
+        "ADMIN.internal",
+    ] {
+        let header = format!("host: {host}");
+        assert_eq!(served.ask("GET /status", &[&header]).await.0, 200, "{host}");
+    }
+    let origin = ["origin: http://evil.test", "x-portcullis-admin: 1"];
+    assert_eq!(served.ask("POST /reload", &origin).await.0, 403);
+    assert_eq!(served.ask("GET /status", &origin).await.0, 403);
+    assert_eq!(served.ask("POST /reload", &[]).await.0, 403, "not meant");
+    let (status, answer) = served
+        .json("POST /reload", &["x-portcullis-admin: 1"])
+        .await;
+    assert_eq!((status, answer["revision"].as_str()), (200, Some("rev2")));
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_tells_every_problem() {
+    let problem = Problem {
+        severity: Severity::Error,
+        file: "gateway.yaml".into(),
+        line: Some(3),
+        column: None,
+        path: "routes[0].policy".into(),
+        message: "there is no policy `x`".into(),
+        help: None,
+    };
+    let served = start(false, Err(vec![problem.clone(), problem])).await;
+    let (status, answer) = served
+        .json("POST /reload", &["x-portcullis-admin: 1"])
+        .await;
+    assert_eq!(status, 422);
+    assert_eq!(answer["errors"], 2);
+    assert_eq!(answer["problems"][1]["path"], "routes[0].policy");
+    assert_eq!(answer["problems"][1]["line"], 3);
+}
+
+#[tokio::test]
+async fn large_and_garbled_heads_are_refused_and_the_listener_lives() {
+    let served = start(false, reloaded()).await;
+    let many = "x: y\r\n".repeat(MAX_HEADERS + 10);
+    let answer = served
+        .raw(&format!("GET /live HTTP/1.1\r\n{many}\r\n"))
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let long = "x".repeat(MAX_HEAD + 1);
+    let answer = served.raw(&format!("GET /{long} HTTP/1.1\r\n\r\n")).await;
+    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    let answer = served.raw("\0\0\0\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+    assert_eq!(served.ask("GET /live", &[]).await.0, 200);
+}
+
+#[tokio::test]
+async fn idle_connections_cannot_hold_more_than_their_seats_and_are_let_go() {
+    let served = start(false, reloaded()).await;
+    let mut idle = Vec::new();
+    for _ in 0..MAX_CONNECTIONS {
+        idle.push(TcpStream::connect(served.address).await.unwrap());
+    }
+    // All seats are taken by connections that say nothing; their time ends and ours comes.
+    assert_eq!(served.ask("GET /live", &[]).await.0, 200);
+}
+
+#[test]
+fn an_admin_listener_is_local_unless_said_and_secured() {
+    let compile = |text: &str| {
+        let config: AdminConfig = serde_yaml::from_str(text).unwrap();
+        let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::default());
+        let admin = cx.at("admin", |cx| config.compile(cx));
+        let places: Vec<String> = cx.finish().0.into_iter().map(|p| p.path).collect();
+        (admin, places)
+    };
+    assert!(compile("{}").0.unwrap().address.is_none());
+    assert!(compile("address: 127.0.0.1:9901").0.is_some());
+    assert!(compile("address: '[::1]:9901'").0.is_some());
+    assert!(compile("address: '[::ffff:127.0.0.1]:9901'").0.is_some());
+    let (none, places) = compile("{ address: 0.0.0.0:9901, hosts: ['a b', 'x:1'] }");
+    assert!(none.is_none());
+    assert_eq!(
+        places,
+        ["admin.address", "admin", "admin.hosts[0]", "admin.hosts[1]"]
+    );
+    assert_eq!(
+        compile("{ address: 0.0.0.0:9901, allow_remote: true }").1,
+        ["admin"]
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let with_token = |token: &str| {
+        std::fs::write(&file, token).unwrap();
+        compile(&format!(
+            "{{ address: 0.0.0.0:9901, allow_remote: true, token: 'file:{}' }}",
+            file.display()
+        ))
+    };
+    assert_eq!(with_token("short").1, ["admin.token"]);
+    let admin = with_token(&format!("{TOKEN}\n")).0.unwrap();
+    assert_eq!(admin.token.unwrap().expose(), TOKEN.as_bytes());
+}

@@ -1,0 +1,103 @@
+//! The root of the document: one field per section, each of a type that its room owns.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::admin::AdminConfig;
+use crate::audit::AuditConfig;
+use crate::authn::client_certificate::ClientCertificateConfig;
+use crate::authn::jwt::IssuerConfig;
+use crate::authz::PolicyConfig;
+use crate::limit::{FailureLimitConfig, LimitConfig};
+use crate::listener::ListenerConfig;
+use crate::route::RouteConfig;
+use crate::schema::{Named, Network, Span};
+use crate::telemetry::TelemetryConfig;
+use crate::upstream::UpstreamConfig;
+use crate::upstream::headers::IdentityConfig;
+
+/// The whole of `gateway.yaml`. Unknown keys are refused everywhere; durations and sizes carry
+/// their unit (`30s`, `64KiB`); secrets are references (`env:NAME`, `file:path`); paths of files
+/// are relative to the folder of this file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Portcullis configuration")]
+pub struct Document {
+    /// Worker threads, 1 to 1024. Default: one per core. Takes effect at the next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub workers: Option<usize>,
+    /// Longest time from the head of a request to the head of its answer, whatever happens.
+    #[serde(default = "thirty_seconds")]
+    pub head_timeout: Span,
+    /// How long requests under way may take to end when the process is asked to stop.
+    #[serde(default = "thirty_seconds")]
+    pub drain_timeout: Span,
+    /// Peers whose forwarding headers (`Forwarded`, `X-Forwarded-*`) are believed: addresses and
+    /// networks. Default: none.
+    #[serde(default)]
+    pub trusted_proxies: Vec<Network>,
+    /// The sockets that accept connections, by name. At least one.
+    pub listeners: Named<ListenerConfig>,
+    /// Whose tokens are accepted, by name.
+    #[serde(default)]
+    pub issuers: Named<IssuerConfig>,
+    /// How client certificates become identities.
+    #[serde(default)]
+    pub client_certificate: ClientCertificateConfig,
+    /// Who may do what, by name: entry points into Rego.
+    #[serde(default)]
+    pub policies: Named<PolicyConfig>,
+    /// How many requests are let through, by name.
+    #[serde(default)]
+    pub limits: Named<LimitConfig>,
+    /// How often an address may fail to authenticate before it is turned away.
+    #[serde(default)]
+    pub authentication_failures: FailureLimitConfig,
+    /// The services behind the gateway, by name.
+    #[serde(default)]
+    pub upstreams: Named<UpstreamConfig>,
+    /// Which requests go where. The most specific route takes a request, not the first.
+    pub routes: Vec<RouteConfig>,
+    /// What upstreams are told of the caller.
+    #[serde(default)]
+    pub identity: IdentityConfig,
+    /// Where the record of each request goes.
+    #[serde(default)]
+    pub audit: AuditConfig,
+    /// Logs, metrics and traces.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
+    /// The listener for operators.
+    #[serde(default)]
+    pub admin: AdminConfig,
+}
+
+const fn thirty_seconds() -> Span {
+    Span::seconds(30)
+}
+
+impl Document {
+    /// A document that says nothing; it does not load, but its sections compile with their
+    /// defaults, so that one bad section does not hide the problems of others.
+    pub(super) fn empty() -> Self {
+        Self {
+            workers: None,
+            head_timeout: thirty_seconds(),
+            drain_timeout: thirty_seconds(),
+            trusted_proxies: Vec::new(),
+            listeners: Named::new(),
+            issuers: Named::new(),
+            client_certificate: ClientCertificateConfig::default(),
+            policies: Named::new(),
+            limits: Named::new(),
+            authentication_failures: FailureLimitConfig::default(),
+            upstreams: Named::new(),
+            routes: Vec::new(),
+            identity: IdentityConfig::default(),
+            audit: AuditConfig::default(),
+            telemetry: TelemetryConfig::default(),
+            admin: AdminConfig::default(),
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! The shape of the file before its meaning: where each part stands, and what YAML allows that a
+//! configuration must not use.
+//!
+//! `serde_yaml` reads the values. It tells no positions for values that were already read, takes the
+//! last of two equal keys in typed maps, and follows aliases. So a second, event-based parser goes
+//! over the text first, notes positions, and refuses duplicate keys, tags, several documents, and
+//! nesting or aliases beyond bounds. Where the two parsers should ever disagree, the values are
+//! those of `serde_yaml`, and only a position is off.
+
+use std::collections::{HashMap, HashSet};
+
+use saphyr_parser::{Event, Parser, Span};
+
+use crate::schema::{Position, Positions};
+
+/// How deep blocks may nest.
+pub(super) const MAX_DEPTH: usize = 32;
+
+/// How many values a document may have, aliases written out.
+pub(super) const MAX_NODES: usize = 500_000;
+
+/// How many aliases (`*name`) a document may have.
+pub(super) const MAX_ALIASES: usize = 1_000;
+
+/// A mistake in the text itself.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) at: Option<Position>,
+    pub(super) path: String,
+    pub(super) message: String,
+    pub(super) help: Option<String>,
+}
+
+/// Goes over the text once: positions of all parts, and every fault.
+pub(super) fn scan(text: &str) -> (Positions, Vec<Fault>) {
+    let mut scan = Scan::default();
+    if let Some(fault) = control_character(text) {
+        scan.faults.push(fault);
+        return (scan.positions, scan.faults);
+    }
+    for event in Parser::new_from_str(text) {
+        match event {
+            Ok((event, span)) => {
+                if scan.event(event, span).is_none() {
+                    break;
+                }
+            }
+            Err(error) => {
+                let marker = error.marker();
+                scan.faults.push(Fault {
+                    at: Some(Position {
+                        line: marker.line(),
+                        column: marker.col() + 1,
+                    }),
+                    path: String::new(),
+                    message: format!("this is not YAML: {}", error.info()),
+                    help: Some("check indentation, quotes and brackets around here".to_owned()),
+                });
+                break;
+            }
+        }
+    }
+    (scan.positions, scan.faults)
+}
+
+/// Control characters are not YAML, and parsers treat them differently.
+fn control_character(text: &str) -> Option<Fault> {
+    let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\u{85}');
+    let (index, c) = text.char_indices().find(|(_, c)| odd(*c))?;
+    Some(Fault {
+        at: Some(position_of(text.get(..index).unwrap_or_default())),
+        path: String::new(),
+        message: format!(
+            "the control character U+{:04X} does not belong into the file",
+            u32::from(c)
+        ),
+        help: None,
+    })
+}
+
+/// The position right after `before`.
+pub(super) fn position_of(before: &str) -> Position {
+    let line = before.matches('\n').count() + 1;
+    let last = before.rsplit('\n').next().unwrap_or_default();
+    Position {
+        line,
+        column: last.chars().count() + 1,
+    }
+}
+
+#[derive(Debug, Default)]
+struct Scan {
+    positions: Positions,
+    faults: Vec<Fault>,
+    stack: Vec<Frame>,
+    documents: usize,
+    nodes: usize,
+    aliases: usize,
+    /// Anchor to the number of values under it.
+    anchors: HashMap<usize, usize>,
+}
+
+#[derive(Debug)]
+struct Frame {
+    path: String,
+    /// The anchor on this block, 0 for none.
+    anchor: usize,
+    /// `nodes` when the block began.
+    began: usize,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Sequence {
+        next: usize,
+    },
+    Mapping {
+        seen: HashSet<String>,
+        key: Option<(String, Position)>,
+    },
+}
+
+impl Scan {
+    /// Takes one event; `None` when it makes no sense to go on.
+    fn event(&mut self, event: Event<'_>, span: Span) -> Option<()> {
+        let at = Position {
+            line: span.start.line(),
+            column: span.start.col() + 1,
+        };
+        match event {
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}
+            Event::DocumentStart(_) => {
+                self.documents += 1;
+                if self.documents > 1 {
+                    let help = "everything after the line `---` would be ignored: remove it";
+                    self.fault(at, String::new(), "the file holds several documents", help);
+                    return None;
+                }
+            }
+            Event::Alias(anchor) => {
+                self.aliases += 1;
+                let size = self.anchors.get(&anchor).copied();
+                let Some(size) = size else {
+                    // The anchor's block is still open: the document would contain itself.
+                    let path = self.place(at);
+                    self.fault(
+                        at,
+                        path,
+                        "the alias refers to a block that contains it",
+                        "write it out",
+                    );
+                    return None;
+                };
+                self.nodes = self.nodes.saturating_add(size);
+                self.value(at, 0)?;
+                if self.aliases > MAX_ALIASES {
+                    let message = format!("more than {MAX_ALIASES} aliases");
+                    self.fault(at, String::new(), message, "write them out");
+                    return None;
+                }
+            }
+            Event::Scalar(text, _, anchor, tag) => {
+                if tag.is_some() {
+                    self.tag(at);
+                }
+                if self.expects_key() {
+                    self.nodes = self.nodes.saturating_add(1);
+                    self.key(text.into_owned(), at);
+                } else {
+                    self.value(at, anchor)?;
+                }
+            }
+            Event::SequenceStart(anchor, tag) => {
+                self.open(at, anchor, tag.is_some(), Kind::Sequence { next: 0 })?;
+            }
+            Event::MappingStart(anchor, tag) => {
+                let kind = Kind::Mapping {
+                    seen: HashSet::new(),
+                    key: None,
+                };
+                self.open(at, anchor, tag.is_some(), kind)?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => self.close(),
+        }
+        if self.nodes > MAX_NODES {
+            let message = format!("the file has more than {MAX_NODES} values, aliases written out");
+            self.fault(
+                at,
+                String::new(),
+                message,
+                "aliases that hold aliases multiply: write them out",
+            );
+            return None;
+        }
+        Some(())
+    }
+
+    fn fault(&mut self, at: Position, path: String, message: impl Into<String>, help: &str) {
+        let help = Some(help.to_owned());
+        self.faults.push(Fault {
+            at: Some(at),
+            path,
+            message: message.into(),
+            help,
+        });
+    }
+
+    fn tag(&mut self, at: Position) {
+        self.fault(
+            at,
+            String::new(),
+            "tags (`!name`) are not used in this file",
+            "remove the tag",
+        );
+    }
+
+    fn expects_key(&self) -> bool {
+        matches!(
+            self.stack.last(),
+            Some(Frame {
+                kind: Kind::Mapping { key: None, .. },
+                ..
+            })
+        )
+    }
+
+    fn key(&mut self, text: String, at: Position) {
+        let Some(Frame {
+            path,
+            kind: Kind::Mapping { seen, key },
+            ..
+        }) = self.stack.last_mut()
+        else {
+            return;
+        };
+        let duplicate = !seen.insert(text.clone());
+        let full = join(path, &text);
+        *key = Some((text, at));
+        if duplicate {
+            let first = self
+                .positions
+                .locate_key(&full)
+                .map_or(0, |first| first.line);
+            let message = format!("the key is there twice, first on line {first}");
+            self.fault(at, full, message, "remove one of the two, or rename it");
+        } else {
+            self.positions.insert_key(full, at);
+        }
+    }
+
+    /// Finds out where the coming value belongs, and notes its position.
+    fn place(&mut self, at: Position) -> String {
+        let (path, position) = match self.stack.last_mut() {
+            None => (String::new(), at),
+            Some(Frame { path, kind, .. }) => match kind {
+                Kind::Sequence { next } => {
+                    let index = *next;
+                    *next += 1;
+                    (format!("{path}[{index}]"), at)
+                }
+                Kind::Mapping { key, .. } => match key.take() {
+                    // A block that begins below its key is known by the key.
+                    Some((name, key_at)) if key_at.line != at.line => (join(path, &name), key_at),
+                    Some((name, _)) => (join(path, &name), at),
+                    None => return String::new(),
+                },
+            },
+        };
+        self.positions.insert(path.clone(), position);
+        path
+    }
+
+    fn value(&mut self, at: Position, anchor: usize) -> Option<()> {
+        self.nodes = self.nodes.saturating_add(1);
+        if self.expects_key() {
+            self.fault(
+                at,
+                String::new(),
+                "a key must be plain text",
+                "write the key out",
+            );
+            return None;
+        }
+        self.place(at);
+        if anchor != 0 {
+            self.anchors.insert(anchor, 1);
+        }
+        Some(())
+    }
+
+    fn open(&mut self, at: Position, anchor: usize, tagged: bool, kind: Kind) -> Option<()> {
+        if tagged {
+            self.tag(at);
+        }
+        if self.expects_key() {
+            let help = "did you mean to quote it?";
+            self.fault(at, String::new(), "a key must be plain text", help);
+            return None;
+        }
+        let path = self.place(at);
+        if self.stack.len() >= MAX_DEPTH {
+            let message = format!("blocks nest deeper than {MAX_DEPTH}");
+            self.fault(
+                at,
+                String::new(),
+                message,
+                "no part of the configuration nests that deep",
+            );
+            return None;
+        }
+        self.stack.push(Frame {
+            path,
+            anchor,
+            began: self.nodes,
+            kind,
+        });
+        self.nodes = self.nodes.saturating_add(1);
+        Some(())
+    }
+
+    fn close(&mut self) {
+        if let Some(frame) = self.stack.pop()
+            && frame.anchor != 0
+        {
+            self.anchors.insert(frame.anchor, self.nodes - frame.began);
+        }
+    }
+}
+
+fn join(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}

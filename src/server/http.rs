@@ -1,0 +1,496 @@
+//! One connection: hyper's settings, the clock beside it, and the hand-over of requests.
+
+use std::cell::RefCell;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
+use http::{Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::watch;
+
+use super::activity::{Activity, Cause, InFlight, Stream};
+use super::frames::{Frames, PREFACE};
+use super::framing::Framing;
+use super::tap::{Tap, Watch};
+use crate::body::{Body, BodyError};
+use crate::listener::Bounds;
+use crate::request::ConnInfo;
+
+/// How far a socket's life is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    /// Serving.
+    Open,
+    /// Requests under way are finished, no others are taken.
+    Draining,
+    /// Everything that is still open is closed.
+    Cut,
+}
+
+/// How long an idle connection stays open once draining has begun: a client may be sending a
+/// request at this moment, and closing at once would lose it.
+pub(super) const GRACE: Duration = Duration::from_millis(500);
+/// How long a connection without requests may take to close once it was told to.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often a closing connection is looked at.
+const DRAIN_TICK: Duration = Duration::from_millis(50);
+
+/// Which protocol a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    /// HTTP/1.1 or 1.0.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// HTTP/2 when the connection begins with its preface, HTTP/1 otherwise. `Upgrade: h2c` is never
+    /// honoured: what follows an upgrade would be read by other rules than those that admitted it.
+    ByPreface,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// As the protocol foresees, by either side.
+    Closed,
+    /// The peer broke off.
+    Broken,
+    /// The peer sent what cannot be read; over HTTP/1 it was answered by a bare 400, 414 or 431.
+    Malformed,
+    /// A bound was exceeded.
+    Bound(Cause),
+    /// Closed with work under way, at the end of draining.
+    Cut,
+}
+
+impl Ending {
+    /// The word for metrics and logs.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Broken => "broken",
+            Self::Malformed => "malformed",
+            Self::Bound(cause) => cause.as_str(),
+            Self::Cut => "cut",
+        }
+    }
+}
+
+/// Serves a connection until it ends. `info.ambiguous_head` is filled in here.
+pub(super) async fn serve<S, H, F>(
+    mut stream: S,
+    mut info: ConnInfo,
+    protocol: Protocol,
+    bounds: &Bounds,
+    phase: watch::Receiver<Phase>,
+    handler: H,
+) -> Ending
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let (protocol, ahead) = match protocol {
+        Protocol::ByPreface => match sniff(&mut stream, bounds, phase.clone()).await {
+            Ok(found) => found,
+            Err(ending) => return ending,
+        },
+        Protocol::Http1 | Protocol::Http2 => (protocol, Bytes::new()),
+    };
+    let activity = Activity::new();
+    if protocol == Protocol::Http2 {
+        let watch = Watch::Http2(Frames::new(bounds.http2.control_frames, Instant::now()));
+        let tap = Tap::new(stream, ahead, watch, Rc::clone(&activity));
+        let connection = http2_connection(tap, Arc::new(info), bounds, &activity, handler);
+        let close = http2::Connection::graceful_shutdown;
+        drive(pin!(connection), close, true, &activity, bounds, phase).await
+    } else {
+        let flag = Arc::new(AtomicBool::new(false));
+        info.ambiguous_head = Some(Arc::clone(&flag));
+        let watch = Watch::Http1(Framing::default());
+        let tap = Tap::new(stream, ahead, watch, Rc::clone(&activity));
+        let connection = http1_connection(tap, Arc::new(info), bounds, &activity, flag, handler);
+        let close = http1::Connection::graceful_shutdown;
+        drive(pin!(connection), close, false, &activity, bounds, phase).await
+    }
+}
+
+/// Reads as much as it takes to tell HTTP/2's preface from a request line.
+async fn sniff<S: AsyncRead + Unpin>(
+    stream: &mut S,
+    bounds: &Bounds,
+    mut phase: watch::Receiver<Phase>,
+) -> Result<(Protocol, Bytes), Ending> {
+    let mut ahead = Vec::with_capacity(PREFACE.len());
+    let reading = async {
+        loop {
+            if ahead == PREFACE {
+                return Ok(Protocol::Http2);
+            }
+            if !PREFACE.starts_with(&ahead) {
+                return Ok(Protocol::Http1);
+            }
+            let left = PREFACE.len() - ahead.len();
+            let limit = u64::try_from(left).unwrap_or(1);
+            match (&mut *stream).take(limit).read_buf(&mut ahead).await {
+                Ok(0) => return Err(Ending::Closed),
+                Ok(_) => {}
+                Err(_) => return Err(Ending::Broken),
+            }
+        }
+    };
+    let drained = async {
+        // A closed channel means that the worker is gone.
+        let _ = phase.wait_for(|phase| *phase >= Phase::Draining).await;
+        tokio::time::sleep(GRACE).await;
+    };
+    let protocol = tokio::select! {
+        biased;
+        found = reading => found?,
+        () = drained => return Err(Ending::Closed),
+        () = tokio::time::sleep(bounds.header_timeout.get()) => {
+            return Err(Ending::Bound(Cause::Header));
+        }
+    };
+    Ok((protocol, ahead.into()))
+}
+
+/// Why and since when a connection is being closed in good order.
+struct Leaving {
+    since: Instant,
+    /// `None` when the socket is draining.
+    cause: Option<Cause>,
+    /// Whether hyper has been told.
+    told: bool,
+}
+
+/// Polls a connection and the clock beside it. `close` ends the connection in good order; with
+/// `announces` the protocol can say beforehand which requests it still takes.
+async fn drive<C>(
+    mut connection: Pin<&mut C>,
+    close: impl Fn(Pin<&mut C>),
+    announces: bool,
+    activity: &Activity,
+    bounds: &Bounds,
+    mut phase: watch::Receiver<Phase>,
+) -> Ending
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let mut alarm = pin!(tokio::time::sleep(Duration::ZERO));
+    let mut leaving: Option<Leaving> = None;
+    let mut seen = Phase::Open;
+    loop {
+        let now = tokio::select! {
+            biased;
+            changed = phase.wait_for(|phase| *phase > seen) => {
+                // A closed channel means that the worker is gone.
+                seen = changed.map_or(Phase::Cut, |phase| *phase);
+                let now = Instant::now();
+                if seen == Phase::Cut {
+                    return if activity.quiet() { Ending::Closed } else { Ending::Cut };
+                }
+                activity.drain();
+                leaving.get_or_insert(Leaving { since: now, cause: None, told: false });
+                now
+            }
+            result = connection.as_mut() => {
+                let ended = match result {
+                    _ if activity.is_flooded() => return Ending::Bound(Cause::Frames),
+                    Ok(()) => Ending::Closed,
+                    Err(error) => ending(&error),
+                };
+                return match leaving {
+                    // A peer that hangs up when it is told to is no failure.
+                    Some(Leaving { cause, told: true, .. }) if activity.quiet() => {
+                        cause.map_or(Ending::Closed, Ending::Bound)
+                    }
+                    Some(_) | None => ended,
+                };
+            }
+            () = alarm.as_mut() => Instant::now(),
+        };
+        let mut next = match activity.check(now, bounds) {
+            Ok(next) => next,
+            Err(Cause::Idle) => {
+                let idle = Leaving {
+                    since: now,
+                    cause: Some(Cause::Idle),
+                    told: false,
+                };
+                leaving.get_or_insert(idle);
+                now + DRAIN_TICK
+            }
+            Err(Cause::Lingered) => {
+                let cause = leaving.and_then(|leaving| leaving.cause);
+                return cause.map_or(Ending::Closed, Ending::Bound);
+            }
+            Err(cause) => return Ending::Bound(cause),
+        };
+        if let Some(leaving) = &mut leaving {
+            let quiet = activity.quiet();
+            // HTTP/2 says which requests it still takes, so nothing is lost by telling at once.
+            // HTTP/1 can only close, and does it when nothing is on its way.
+            let due = leaving.cause.is_some() || now >= leaving.since + GRACE;
+            if !leaving.told && (announces || (due && quiet)) {
+                close(connection.as_mut());
+                leaving.told = true;
+            } else if quiet && now >= leaving.since + PATIENCE {
+                return leaving.cause.map_or(Ending::Closed, Ending::Bound);
+            }
+            next = next.min(now + DRAIN_TICK);
+        }
+        alarm.as_mut().reset(next.into());
+    }
+}
+
+fn ending(error: &hyper::Error) -> Ending {
+    let of_http2 = std::error::Error::source(error)
+        .and_then(|source| source.downcast_ref::<h2::Error>())
+        .is_some_and(|error| error.is_library() && !error.is_io());
+    if error.is_parse() || of_http2 {
+        tracing::debug!(%error, "a connection sent what cannot be read");
+        Ending::Malformed
+    } else {
+        Ending::Broken
+    }
+}
+
+fn http1_connection<S, H, F>(
+    tap: Tap<S>,
+    info: Arc<ConnInfo>,
+    bounds: &Bounds,
+    activity: &Rc<Activity>,
+    ambiguous: Arc<AtomicBool>,
+    handler: H,
+) -> http1::Connection<TokioIo<Tap<S>>, impl Service + use<S, H, F>>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let activity = Rc::clone(activity);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let guard = activity.request();
+        let encoded = request.headers().contains_key(TRANSFER_ENCODING);
+        // No verdict at all means that hyper and the tap disagree about where requests begin.
+        let fits = activity
+            .next_verdict()
+            .is_some_and(|verdict| verdict.fits(encoded));
+        ambiguous.store(!fits, Ordering::Relaxed);
+        let activity = Rc::clone(&activity);
+        // Boxed, so that an idle connection does not hold room for a request's whole path.
+        let answer = Box::pin(handler(Arc::clone(&info), request));
+        async move {
+            let mut response = answer.await;
+            // hyper closes when an answer ends before the body that it answers, since the rest
+            // of the body would stand where the next head is due. The client should know.
+            if activity.draining() || activity.body_is_open() {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+            Ok::<_, Infallible>(response.map(|body| Watched {
+                body,
+                stream: None,
+                _guard: guard,
+            }))
+        }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        // The connection's own clock tells idle connections from slow heads; hyper's does not.
+        .header_read_timeout(None)
+        .max_header_size(bounds.max_header_size.len())
+        .max_buf_size(bounds.max_header_size.len().max(MIN_BUFFER));
+    // hyper keeps its own default on the stack; any other number costs an allocation a request.
+    if bounds.max_headers != HYPER_MAX_HEADERS {
+        builder.max_headers(usize::try_from(bounds.max_headers).unwrap_or(usize::MAX));
+    }
+    builder.serve_connection(TokioIo::new(tap), service)
+}
+
+fn http2_connection<S, H, F>(
+    tap: Tap<S>,
+    info: Arc<ConnInfo>,
+    bounds: &Bounds,
+    activity: &Rc<Activity>,
+    handler: H,
+) -> http2::Connection<TokioIo<Tap<S>>, impl Service + use<S, H, F>, LocalExec>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + 'static,
+    F: Future<Output = Response<Body>> + 'static,
+{
+    let executor = LocalExec {
+        activity: Rc::clone(activity),
+        next: Rc::default(),
+    };
+    let next = Rc::clone(&executor.next);
+    let activity = Rc::clone(activity);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let guard = activity.request();
+        let stream = activity.stream();
+        // hyper gives the stream's future to the executor right after this call.
+        next.replace(Some(Rc::clone(&stream)));
+        let answer = Box::pin(handler(Arc::clone(&info), request));
+        async move {
+            let response = answer.await;
+            stream.offer();
+            Ok::<_, Infallible>(response.map(|body| Watched {
+                body,
+                stream: Some(stream),
+                _guard: guard,
+            }))
+        }
+    });
+    let http2 = &bounds.http2;
+    let size = |size: crate::schema::Size| u32::try_from(size.get()).unwrap_or(u32::MAX);
+    let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+    let mut builder = http2::Builder::new(executor);
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(http2.max_concurrent_streams)
+        .initial_stream_window_size(size(http2.stream_window))
+        .initial_connection_window_size(size(http2.connection_window))
+        .max_send_buf_size(http2.send_buffer.len())
+        .max_header_list_size(size(bounds.max_header_size))
+        .max_pending_accept_reset_streams(count(http2.max_pending_resets))
+        .max_local_error_reset_streams(count(http2.max_local_resets))
+        .keep_alive_interval(http2.ping_interval.get())
+        .keep_alive_timeout(http2.ping_timeout.get());
+    builder.serve_connection(TokioIo::new(tap), service)
+}
+
+/// hyper's own default for the fields of a head.
+const HYPER_MAX_HEADERS: u32 = 100;
+/// The least read buffer that hyper takes.
+const MIN_BUFFER: usize = 8192;
+
+/// What hyper asks of a service, as we build them.
+trait Service:
+    hyper::service::Service<
+        Request<Incoming>,
+        Response = Response<Watched>,
+        Error = Infallible,
+        Future: 'static,
+    >
+{
+}
+
+impl<T> Service for T where
+    T: hyper::service::Service<
+            Request<Incoming>,
+            Response = Response<Watched>,
+            Error = Infallible,
+            Future: 'static,
+        >
+{
+}
+
+/// Spawns the streams of an HTTP/2 connection on this thread, each under its watch.
+#[derive(Debug, Clone)]
+struct LocalExec {
+    activity: Rc<Activity>,
+    /// The stream whose future comes next.
+    next: Rc<RefCell<Option<Rc<Stream>>>>,
+}
+
+impl<F: Future + 'static> Executor<F> for LocalExec {
+    fn execute(&self, future: F) {
+        match self.next.take() {
+            Some(stream) => {
+                let activity = Rc::clone(&self.activity);
+                let entry = Entry { activity, stream };
+                tokio::task::spawn_local(Guarded { future, entry });
+            }
+            None => {
+                tokio::task::spawn_local(async move {
+                    future.await;
+                });
+            }
+        }
+    }
+}
+
+/// A stream's entry among those that are watched.
+struct Entry {
+    activity: Rc<Activity>,
+    stream: Rc<Stream>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.activity.forget(&self.stream);
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A stream's future; it is dropped, and so the stream reset, when the stream is cut.
+    struct Guarded<F> {
+        #[pin]
+        future: F,
+        entry: Entry,
+    }
+}
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let me = self.project();
+        if me.entry.stream.is_cut(cx.waker()) {
+            return Poll::Ready(());
+        }
+        me.future.poll(cx).map(|_| ())
+    }
+}
+
+/// The body of an answer, which ends the request when it is dropped.
+struct Watched {
+    body: Body,
+    stream: Option<Rc<Stream>>,
+    _guard: InFlight,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = self.body.as_mut().poll_frame(cx);
+        if let Some(stream) = &self.stream {
+            match &frame {
+                Poll::Ready(Some(_)) => stream.offer(),
+                Poll::Ready(None) | Poll::Pending => stream.await_upstream(),
+            }
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! The command line: arguments in, text and an exit code out. Nothing a test would want.
+
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use portcullis::config::{self, Document, Style};
+use portcullis::dev::{DevArgs, TokenArgs};
+use portcullis::metrics::Metrics;
+use portcullis::run::{Ended, Options, Process, Signals, StartError};
+use portcullis::schema::{Problem, Severity};
+use portcullis::{authz, dev, telemetry};
+
+/// A reverse-proxy API gateway and zero-trust policy enforcement point.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100, after_help = EXAMPLES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  portcullis dev                            try everything on this machine
+  portcullis run --config gateway.yaml      run the gateway
+  portcullis check --config gateway.yaml    find every problem in a configuration
+  portcullis schema > gateway.schema.json   let an editor complete gateway.yaml
+
+Exit codes: 0 fine, 1 a problem was found, 2 wrong usage.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway
+    ///
+    /// SIGHUP and changes of the file or anything it names reload the configuration; a broken one
+    /// changes nothing. SIGTERM and SIGINT let requests under way finish; a second one ends at once.
+    #[command(after_help = "Example:\n  portcullis run --config /etc/portcullis/gateway.yaml")]
+    Run {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// Worker threads, instead of what the file says
+        #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
+        workers: Option<u16>,
+    },
+    /// Find every problem in a configuration
+    #[command(after_help = "Example:\n  portcullis check --config gateway.yaml --format json")]
+    Check {
+        #[command(flatten)]
+        config: ConfigArgument,
+        /// How to write what was found
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+        /// Let warnings count as problems
+        #[arg(long)]
+        strict: bool,
+        /// Write the effective configuration, defaults filled in, if there is no problem
+        #[arg(long, conflicts_with = "format")]
+        effective: bool,
+    },
+    /// Run everything on this machine: issuer, demo service, gateway, and requests to try
+    Dev(DevArgs),
+    /// Mint a token from the development issuer
+    Token(TokenArgs),
+    /// Write the JSON Schema of the configuration file, for editors
+    Schema,
+    /// Try a policy in a process of its own; started by the gateway itself
+    #[command(hide = true)]
+    PolicyGate,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConfigArgument {
+    /// The configuration file
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        default_value = "gateway.yaml",
+        env = "PORTCULLIS_CONFIG"
+    )]
+    config: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For machines
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // Policies are tried in a child process that may crash instead of the gateway.
+    if let Ok(program) = std::env::current_exe() {
+        authz::set_gate_program(program);
+    }
+    let result = match arguments.command {
+        Command::Run { config, workers } => run(config.config, workers.map(usize::from)),
+        Command::Check {
+            config,
+            format,
+            strict,
+            effective,
+        } => Ok(check(&config.config, format, strict, effective)),
+        Command::Dev(arguments) => dev::run_dev(arguments),
+        Command::Token(arguments) => dev::run_token(arguments),
+        Command::Schema => Ok(schema()),
+        Command::PolicyGate => {
+            let code = authz::gate_child(&mut io::stdin().lock(), &mut io::stdout().lock());
+            return ExitCode::from(u8::try_from(code).unwrap_or(1));
+        }
+    };
+    result.unwrap_or_else(|error| {
+        say(&mut io::stderr(), &format!("error: {error:#}\n"));
+        ExitCode::FAILURE
+    })
+}
+
+fn run(config: PathBuf, workers: Option<usize>) -> anyhow::Result<ExitCode> {
+    let signals = Signals::install()?;
+    let metrics = Arc::new(Metrics::default());
+    let loaded = match config::load(&config, None, &metrics) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            report(&problems);
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    telemetry::init_logging(&loaded.document.telemetry)?;
+    let mut options = Options::new(config);
+    options.workers = workers;
+    let process = match Process::start_loaded(options, loaded) {
+        Ok(process) => process,
+        Err(StartError::Configuration(problems)) => {
+            report(&problems);
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut lines = String::new();
+    let snapshot = process.snapshot();
+    let width = snapshot
+        .listeners
+        .keys()
+        .map(String::len)
+        .max()
+        .unwrap_or(0)
+        .max("admin".len());
+    for (name, address) in process.addresses() {
+        lines.push_str(&format!("listening  {name:width$}  {address}\n"));
+    }
+    if let Some(address) = process.admin_address() {
+        lines.push_str(&format!("listening  {:width$}  {address}\n", "admin"));
+    }
+    let workers = match process.workers() {
+        1 => "1 worker".to_owned(),
+        many => format!("{many} workers"),
+    };
+    lines.push_str(&format!(
+        "running    revision {}, {workers}\n",
+        snapshot.revision
+    ));
+    drop(snapshot);
+    say(&mut io::stdout(), &lines);
+    Ok(match process.wait(signals) {
+        Ended::Drained { .. } => ExitCode::SUCCESS,
+        Ended::AtOnce | Ended::Broken => ExitCode::FAILURE,
+    })
+}
+
+fn check(file: &Path, format: Format, strict: bool, effective: bool) -> ExitCode {
+    let result = config::load(file, None, &Arc::new(Metrics::default()));
+    let (problems, loaded) = match result {
+        Ok(loaded) => (
+            loaded.warnings,
+            Some((loaded.snapshot.revision, loaded.snapshot.effective)),
+        ),
+        Err(problems) => (problems, None),
+    };
+    let errors = problems
+        .iter()
+        .filter(|problem| problem.severity == Severity::Error)
+        .count();
+    let warnings = problems.len() - errors;
+    let fine = loaded.is_some() && !(strict && warnings > 0);
+    let mut out = io::stdout();
+    match (format, &loaded) {
+        (Format::Json, loaded) => {
+            let answer = serde_json::json!({
+                "file": file,
+                "ok": fine,
+                "revision": loaded.as_ref().map(|(revision, _)| revision),
+                "problems": problems,
+            });
+            say(&mut out, &format!("{answer:#}\n"));
+        }
+        (Format::Text, Some((_, document))) if effective => {
+            say(
+                &mut io::stderr(),
+                &config::render(&problems, style(&io::stderr())),
+            );
+            say(&mut out, document);
+        }
+        (Format::Text, loaded) => {
+            let text = config::render(&problems, style(&out));
+            say(&mut out, &text);
+            let count = |number: usize, word: &str| {
+                format!("{number} {word}{}", if number == 1 { "" } else { "s" })
+            };
+            let verdict = match loaded {
+                Some((revision, _)) if problems.is_empty() => {
+                    format!("{}: fine, revision {revision}\n", file.display())
+                }
+                Some((revision, _)) => {
+                    format!(
+                        "{}: loads with {}, revision {revision}\n",
+                        file.display(),
+                        count(warnings, "warning")
+                    )
+                }
+                None => format!(
+                    "{}: does not load: {}, {}\n",
+                    file.display(),
+                    count(errors, "error"),
+                    count(warnings, "warning")
+                ),
+            };
+            say(&mut out, &verdict);
+        }
+    }
+    if fine {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+fn schema() -> ExitCode {
+    let schema = schemars::schema_for!(Document);
+    say(&mut io::stdout(), &format!("{:#}\n", schema.to_value()));
+    ExitCode::SUCCESS
+}
+
+fn report(problems: &[Problem]) {
+    let mut err = io::stderr();
+    let text = config::render(problems, style(&err));
+    say(&mut err, &text);
+    say(&mut err, "error: the configuration does not load\n");
+}
+
+/// Colour on terminals only, and not where the user asked for none (<https://no-color.org>).
+fn style(stream: &impl IsTerminal) -> Style {
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    match (stream.is_terminal(), plain) {
+        (false, _) => Style::Plain,
+        (true, true) => Style::Lines,
+        (true, false) => Style::Colour,
+    }
+}
+
+/// Writes text; a reader that went away is no error of ours.
+fn say(stream: &mut impl Write, text: &str) {
+    let _ = stream
+        .write_all(text.as_bytes())
+        .and_then(|()| stream.flush());
+}

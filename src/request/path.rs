@@ -230,6 +230,10 @@ fn normalise(raw: &[u8], found: &mut Ambiguities) -> Result<String, &'static str
 fn resolve(text: &str, found: &mut Ambiguities) -> Result<String, &'static str> {
     let segments = || text.get(1..).unwrap_or_default().split('/');
     let count = segments().count();
+    // To servers that strip parameters first, `/;x/admin` is `//admin`.
+    if segments().any(|segment| segment.starts_with(';') || segment.starts_with("%3B")) {
+        return Err("segment of parameters alone");
+    }
     let odd = |(index, segment): (usize, &str)| {
         (segment.is_empty() && index + 1 < count) || dots(segment).is_some()
     };
@@ -364,6 +368,9 @@ mod tests {
         ] {
             let refused = Err("dot segment behind an encoded slash");
             assert_eq!(CanonicalPath::parse(raw), refused, "{raw}");
+        }
+        for raw in ["/;/admin", "/;x=1/admin", "/a/%3bx/b", "/a/;"] {
+            assert!(CanonicalPath::parse(raw).is_err(), "{raw}");
         }
         assert_eq!(
             CanonicalPath::parse("/.."),

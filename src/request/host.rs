@@ -1,6 +1,6 @@
 //! The host of a request: RFC 3986 section 3.2.2, without user information.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::Ipv6Addr;
 
 use super::Malformed;
@@ -8,7 +8,10 @@ use super::Malformed;
 /// A host name or address literal in lower case, with the port that was named beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Host {
-    name: String,
+    /// The name and, where there is one, a colon and the port in its shortest form.
+    text: Box<str>,
+    /// How much of `text` is the name.
+    name: usize,
     port: Option<u16>,
 }
 
@@ -18,7 +21,7 @@ impl Host {
     /// # Errors
     /// [`Malformed::Host`] for anything else: user information, empty names, odd bytes, bad ports.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let (name, port) = if let Some(rest) = text.strip_prefix('[') {
+        let (mut name, port) = if let Some(rest) = text.strip_prefix('[') {
             let (address, rest) = rest.split_once(']').ok_or(Malformed::Host)?;
             let address: Ipv6Addr = address.parse().map_err(|_| Malformed::Host)?;
             let port = match rest {
@@ -32,17 +35,19 @@ impl Host {
                 None => (text, None),
             };
             let name = name.strip_suffix('.').unwrap_or(name);
-            let legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-            if name.is_empty()
-                || name.len() > 253
-                || name.starts_with('.')
-                || name.ends_with('.')
-                || name.contains("..")
-                || !name.bytes().all(legal)
-            {
+            // Labels of letters, digits, `-` and `_`; none is empty.
+            let mut dot = true;
+            let legal = name.bytes().all(|b| {
+                let after_dot = std::mem::replace(&mut dot, b == b'.');
+                b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_') || (b == b'.' && !after_dot)
+            });
+            if !legal || dot || name.len() > 253 {
                 return Err(Malformed::Host);
             }
-            (name.to_ascii_lowercase(), port)
+            let mut lower = String::with_capacity(text.len());
+            lower.push_str(name);
+            lower.make_ascii_lowercase();
+            (lower, port)
         };
         let port = match port {
             None => None,
@@ -51,12 +56,26 @@ impl Host {
             }
             Some(_) => return Err(Malformed::Host),
         };
-        Ok(Self { name, port })
+        let length = name.len();
+        if let Some(port) = port {
+            // Writing to a string cannot fail.
+            let _ = write!(name, ":{port}");
+        }
+        Ok(Self {
+            text: name.into(),
+            name: length,
+            port,
+        })
+    }
+
+    /// As it goes into a `Host` header: the name, and the port that the client wrote.
+    pub fn as_str(&self) -> &str {
+        &self.text
     }
 
     /// The name or address, in lower case, without port; IPv6 in brackets.
     pub fn name(&self) -> &str {
-        &self.name
+        self.text.get(..self.name).unwrap_or_default()
     }
 
     /// The port that the client wrote, if any.
@@ -67,10 +86,7 @@ impl Host {
 
 impl fmt::Display for Host {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            Some(port) => write!(f, "{}:{port}", self.name),
-            None => f.write_str(&self.name),
-        }
+        f.write_str(&self.text)
     }
 }
 

@@ -7,8 +7,9 @@
 mod host;
 mod path;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -35,6 +36,17 @@ pub struct ConnInfo {
     /// several ways: more than one length, of either kind, or lines that do not end in CR LF.
     /// hyper forgets these before we see the request; see `server::framing`.
     pub ambiguous_head: Option<Arc<std::sync::atomic::AtomicBool>>,
+    /// What upstreams are told of where requests come from; a memo, written at the first one.
+    pub forwarded: OnceLock<Forwarded>,
+}
+
+/// The forwarding headers of a connection's requests for one host.
+#[derive(Debug)]
+pub struct Forwarded {
+    /// The host.
+    pub host: Host,
+    /// `X-Forwarded-For`, `-Proto`, `-Host`, `-Port` and `Forwarded`.
+    pub fields: [Option<HeaderValue>; 5],
 }
 
 /// The facts of a TLS session.
@@ -68,24 +80,53 @@ impl Scheme {
 }
 
 /// 128 random bits in lower-case hex: names a request in answers, records and logs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestId(Arc<str>);
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RequestId([u8; 32]);
 
 impl RequestId {
     /// A fresh id.
     pub fn random() -> Self {
-        Self(format!("{:032x}", rand::random::<u128>()).into())
+        let (upper, lower): (u64, u64) = rand::random();
+        let mut digits = [0; 32];
+        let (first, second) = digits.split_at_mut(16);
+        first.copy_from_slice(&hex(upper));
+        second.copy_from_slice(&hex(lower));
+        Self(digits)
     }
 
     /// The id as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        // Always digits; see `random`.
+        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// The id as shared text.
-    pub fn shared(&self) -> &Arc<str> {
+    /// The id as the value of a header.
+    pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RequestId").field(&self.as_str()).finish()
+    }
+}
+
+/// A number as sixteen digits in lower case, most significant first.
+pub fn hex(number: u64) -> [u8; 16] {
+    let half = |half: u64| {
+        // One nibble to a byte, all eight at once.
+        let x = (half | half << 16) & 0x0000_ffff_0000_ffff;
+        let x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;
+        let x = (x | x << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+        let letters = ((x + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
+        (x + 0x3030_3030_3030_3030 + letters * 0x27).to_be_bytes()
+    };
+    let mut digits = [0; 16];
+    let (first, second) = digits.split_at_mut(8);
+    first.copy_from_slice(&half(number >> 32));
+    second.copy_from_slice(&half(number & 0xffff_ffff));
+    digits
 }
 
 /// The rules by which requests are read; compiled once per configuration.
@@ -233,11 +274,7 @@ impl InboundRequest {
         }
         // A tab is legal in a value; other control bytes are how lines are forged in logs and
         // in the next hop's parser.
-        if headers.values().any(|v| {
-            v.as_bytes()
-                .iter()
-                .any(|&b| (b < 0x20 && b != b'\t') || b == 0x7f)
-        }) {
+        if headers.values().any(|value| has_control(value.as_bytes())) {
             return Err(Malformed::HeaderValue);
         }
 
@@ -304,68 +341,60 @@ pub fn is_grpc(method: &Method, version: Version, headers: &HeaderMap) -> bool {
     })
 }
 
-/// Hop-by-hop headers (RFC 9110 section 7.6.1) and the proxy ones that must not travel on.
-pub const HOP_BY_HOP: [&str; 10] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-];
+// The names below are matched, not looked up: comparing with constants of known length is cheaper
+// than any table, and every header of every request is asked.
 
-/// Forwarding headers: believed from trusted proxies, dropped from everybody else. So is every other
-/// `x-forwarded-…`; see [`is_forwarding`].
-pub const FORWARDING: [&str; 9] = [
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-uri",
-    "x-forwarded-client-cert",
-    "x-real-ip",
-];
+/// Whether a header ends at this hop (RFC 9110 section 7.6.1), the proxy ones among them.
+pub fn is_hop_by_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
 
-/// Other names under which servers have been made to believe in another client, and prefixes of
-/// such names.
-const CLIENT_ALIASES: [&str; 7] = [
-    "cf-connecting-ip",
-    "client-ip",
-    "fastly-client-ip",
-    "true-client-ip",
-    "x-client-ip",
-    "x-cluster-client-ip",
-    "x-envoy-external-address",
-];
-
-/// Headers by which some servers take another path or method than the one that was judged.
-const OVERRIDES: [&str; 9] = [
-    "x-envoy-original-path",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    "x-original-method",
-    "x-original-uri",
-    "x-original-url",
-    "x-rewrite-uri",
-    "x-rewrite-url",
-];
-
-/// Whether a header tells of the hops before us, and is believed from trusted proxies alone.
+/// Whether a header tells of the hops before us: believed from trusted proxies, dropped from
+/// everybody else. Among them are other names under which servers have been made to believe in
+/// another client.
 pub fn is_forwarding(name: &str) -> bool {
-    FORWARDING.contains(&name) || CLIENT_ALIASES.contains(&name) || name.starts_with("x-forwarded-")
+    name.starts_with("x-forwarded-")
+        || matches!(
+            name,
+            "forwarded"
+                | "x-real-ip"
+                | "cf-connecting-ip"
+                | "client-ip"
+                | "fastly-client-ip"
+                | "true-client-ip"
+                | "x-client-ip"
+                | "x-cluster-client-ip"
+                | "x-envoy-external-address"
+        )
 }
 
 /// Whether a header makes some servers serve another path or method than the one that was judged.
 /// It stops here whoever sent it: the path we match is the path that is served.
 pub fn is_override(name: &str) -> bool {
-    OVERRIDES.contains(&name)
+    matches!(
+        name,
+        "x-envoy-original-path"
+            | "x-http-method"
+            | "x-http-method-override"
+            | "x-method-override"
+            | "x-original-method"
+            | "x-original-uri"
+            | "x-original-url"
+            | "x-rewrite-uri"
+            | "x-rewrite-url"
+    )
 }
 
 fn check_framing(conn: &ConnInfo, version: Version, headers: &HeaderMap) -> Result<(), Malformed> {
@@ -412,11 +441,19 @@ fn one_host(uri: &http::Uri, headers: &HeaderMap) -> Result<Host, Malformed> {
 }
 
 fn check_query(query: &str) -> Result<String, Malformed> {
-    if query.bytes().all(|b| (0x21..0x7f).contains(&b)) {
-        Ok(query.to_owned())
-    } else {
+    // Without branches, so that it runs over many bytes at a time.
+    let odd = |odd: bool, &b: &u8| odd | !(0x21..0x7f).contains(&b);
+    if query.as_bytes().iter().fold(false, odd) {
         Err(Malformed::Query)
+    } else {
+        Ok(query.to_owned())
     }
+}
+
+/// Whether there is a control byte other than a tab.
+fn has_control(value: &[u8]) -> bool {
+    let control = |found: bool, &b: &u8| found | ((b < 0x20) & (b != b'\t')) | (b == 0x7f);
+    value.iter().fold(false, control)
 }
 
 /// The rightmost address that is no trusted proxy: everything left of it is the client's own word.
@@ -453,38 +490,18 @@ fn forwarded_address(text: &str) -> Option<IpAddr> {
 /// under every spelling, forwarding headers of strangers, and names with `_`, which servers behind
 /// us may take for the same name with `-`.
 fn strip(headers: &mut HeaderMap, rules: &Rules, via_trusted_proxy: bool) {
-    let nominated: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .collect();
-    for name in nominated {
-        // End-to-end headers that a Connection header has no business to remove (RFC 9110
-        // section 7.6.1 forbids nominating them) stay: dropping `Authorization` or a cookie here
-        // would change what the request means.
-        if !matches!(
-            name,
-            header::AUTHORIZATION
-                | header::COOKIE
-                | header::HOST
-                | header::CONTENT_LENGTH
-                | header::CONTENT_TYPE
-        ) {
+    if headers.contains_key(header::CONNECTION) {
+        for name in nominated(headers) {
             headers.remove(&name);
         }
-    }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
     }
     headers.remove(header::HOST);
     let dropped: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
             let name = name.as_str();
-            name.bytes()
-                .any(|b| !b.is_ascii_alphanumeric() && b != b'-')
+            is_hop_by_hop(name)
+                || !is_plain_name(name)
                 || rules.owns(name)
                 || is_override(name)
                 || (!via_trusted_proxy && is_forwarding(name))
@@ -494,4 +511,37 @@ fn strip(headers: &mut HeaderMap, rules: &Rules, via_trusted_proxy: bool) {
     for name in dropped {
         headers.remove(name);
     }
+}
+
+/// Whether a name holds letters, digits and `-` alone.
+fn is_plain_name(name: &str) -> bool {
+    // Without branches, so that it runs over many bytes at a time.
+    let odd = |odd: bool, &b: &u8| {
+        let letter = (b | 0x20).wrapping_sub(b'a') < 26;
+        odd | !(letter | (b.wrapping_sub(b'0') < 10) | (b == b'-'))
+    };
+    !name.as_bytes().iter().fold(false, odd)
+}
+
+/// What `Connection` names as ending here. End-to-end headers that it has no business to remove (RFC
+/// 9110 section 7.6.1 forbids nominating them) are not among them: dropping `Authorization` or a
+/// cookie would change what the request means.
+fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+        .filter(|name| {
+            !matches!(
+                *name,
+                header::AUTHORIZATION
+                    | header::COOKIE
+                    | header::HOST
+                    | header::CONTENT_LENGTH
+                    | header::CONTENT_TYPE
+            )
+        })
+        .collect()
 }

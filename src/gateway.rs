@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -16,21 +17,23 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::audit::Record;
+use crate::authn::Recent;
 use crate::authz::{Decision, Machines, RouteFacts};
 use crate::body::Body;
 use crate::clock;
 use crate::limit::Quota;
-use crate::refusal::{Addressee, Refusal, quota_headers};
+use crate::refusal::{Addressee, RATE_LIMIT, Refusal, quota_headers};
 use crate::request::{ConnInfo, InboundRequest, Malformed, RequestId, is_grpc};
-use crate::snapshot::{Live, Snapshot};
+use crate::snapshot::{Held, Live, Snapshot, View};
 use crate::upstream::{Forwarding, Pools, Trail};
 
 /// The request path of one worker, with what belongs to its core alone.
 #[derive(Debug)]
 pub struct Gateway {
-    live: Arc<Live>,
+    view: View,
     machines: Machines,
     pools: Pools,
+    recent: Recent,
 }
 
 /// A request with its record open, before anything was decided.
@@ -38,7 +41,7 @@ pub struct Received {
     conn: Arc<ConnInfo>,
     request: Request<Incoming>,
     received_at: SystemTime,
-    snapshot: Arc<Snapshot>,
+    snapshot: Rc<Held>,
     progress: Progress,
 }
 
@@ -53,17 +56,23 @@ impl Gateway {
     /// The request path of a worker.
     pub fn new(live: Arc<Live>) -> Self {
         Self {
-            live,
+            view: View::new(live),
             machines: Machines::default(),
             pools: Pools::default(),
+            recent: Recent::default(),
         }
+    }
+
+    /// Lets go of a configuration that is no longer in force.
+    pub fn refresh(&self) {
+        self.view.refresh();
     }
 
     /// Opens the record of a request. Not a part of [`Gateway::handle`], for a future may be dropped
     /// before it is polled: the client that hung up with its last byte leaves a record too.
     pub fn receive(&self, conn: Arc<ConnInfo>, request: Request<Incoming>) -> Received {
         let received_at = clock::now();
-        let snapshot = self.live.current();
+        let snapshot = self.view.current();
         let id = RequestId::random();
         let progress = Progress {
             // Written when it is dropped: a hang-up or a panic leaves a record too.
@@ -102,7 +111,7 @@ impl Gateway {
             snapshot,
             mut progress,
         } = received;
-        let id = progress.to.id.clone();
+        let id = progress.to.id;
 
         let outcome = {
             let enforced =
@@ -125,10 +134,10 @@ impl Gateway {
                 record.refused(&refusal);
                 let decision_id =
                     matches!(refusal, Refusal::Denied(_)).then(|| record.decision_id());
-                refusal.into_response(&to, decision_id.as_deref())
+                refusal.into_response(&to, decision_id.as_ref().map(RequestId::as_str))
             }
         };
-        if !response.headers().contains_key("ratelimit") {
+        if !response.headers().contains_key(RATE_LIMIT) {
             quota_headers(&quota, response.headers_mut());
         }
         record.follow(response)
@@ -171,14 +180,14 @@ impl Gateway {
             .map_err(Malformed::Path)?;
         let found = found.ok_or(Refusal::NoRoute)?;
         let route = found.route;
-        record.route(&route.name);
+        record.route(&route.name, &route.counts);
 
         // How much, before any cost.
         progress.quota = route.limits.screen(&request)?;
 
         // Who.
         let authenticated = match route.limits.slowed(&request) {
-            None => route.authn.authenticate(&request).await,
+            None => route.authn.authenticate(&self.recent, &request).await,
             // Too many guesses came from this address: only what was verified before is heard.
             Some(exceeded) => Ok(route.authn.recall(&request).ok_or(exceeded)?),
         };
@@ -186,6 +195,7 @@ impl Gateway {
             Ok(caller) => caller,
             Err(failure) => {
                 route.limits.failed(&request, &failure);
+                progress.to.challenged(&request);
                 return Err(Refusal::Unauthenticated {
                     failure,
                     bearer: route.authn.takes_bearer(),
@@ -207,6 +217,7 @@ impl Gateway {
             Decision::Allow(permit) => permit,
             Decision::Deny(denial) => {
                 record.denied(&denial);
+                progress.to.challenged(&request);
                 return Err(denial.into());
             }
         };
@@ -225,17 +236,17 @@ impl Gateway {
             route: &route.name,
             bounds: &route.bounds,
             trace: &trace,
-            decision_id: &decision_id,
+            decision_id: decision_id.as_str(),
         };
         let mut trail = Trail::default();
         let answer = route
             .upstream
-            .forward(&self.pools, request, body, &permit, forwarding, &mut trail)
+            .forward(&self.pools, &request, body, &permit, forwarding, &mut trail)
             .await;
         record.forwarded(&trail);
         let mut response = answer?;
-        for (name, value) in permit.advice.headers {
-            response.headers_mut().append(name, value);
+        for (name, value) in &permit.advice.headers {
+            response.headers_mut().append(name, value.clone());
         }
         Ok(response)
     }

@@ -91,7 +91,16 @@ enum Format {
     Json,
 }
 
+/// The allocator asks for huge pages and keeps a heap for each thread, so that a few kilobytes of a
+/// thread become 2 MiB: 37 MB instead of 18 for a gateway with two routes. Where the kernel has no
+/// such pages there is nothing to switch off.
+fn small_pages() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 fn main() -> ExitCode {
+    small_pages();
     let arguments = Arguments::parse();
     // Policies are tried in a child process that may crash instead of the gateway.
     if let Ok(program) = std::env::current_exe() {

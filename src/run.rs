@@ -32,6 +32,9 @@ const RELOAD_PATIENCE: Duration = Duration::from_secs(60);
 /// How long the last records may take to reach their sinks.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long the end at once waits for finished records to reach their sink.
+const LAST_PATIENCE: Duration = Duration::from_millis(200);
+
 /// How long after the drain timeout the last connections may take to close.
 const DRAIN_MARGIN: Duration = Duration::from_secs(5);
 
@@ -145,6 +148,9 @@ pub struct Process {
     warnings: Vec<Problem>,
 }
 
+/// How often is looked whether an old configuration is still in use.
+const LET_GO_EVERY: Duration = Duration::from_millis(100);
+
 type Retired = Arc<Mutex<Vec<Arc<Audit>>>>;
 
 /// Keeps a sink that is no longer in force until it has written what it was given.
@@ -152,6 +158,15 @@ fn retire(retired: &Retired, audit: Arc<Audit>) {
     let mut retired = retired.lock().unwrap_or_else(PoisonError::into_inner);
     retired.retain(|earlier| earlier.waiting() > 0);
     retired.push(audit);
+}
+
+/// Drops a configuration when nobody else holds it any more. Thousands of routes take milliseconds
+/// to take apart, and no worker shall spend them between two requests.
+async fn let_go(snapshot: Arc<Snapshot>) {
+    while Arc::strong_count(&snapshot) > 1 {
+        tokio::time::sleep(LET_GO_EVERY).await;
+    }
+    config::reload::beside(move || drop(snapshot)).await;
 }
 
 /// How a process that waited for signals ended.
@@ -231,15 +246,16 @@ impl Process {
                 let prepared = server
                     .prepare(&snapshot)
                     .map_err(|error| StartError::from(error).to_string())?;
-                let before = Arc::clone(&in_force.current().audit);
+                let before = in_force.current();
                 in_force.replace(snapshot);
                 let snapshot = in_force.current();
                 snapshot.activate(&handle);
-                if !Arc::ptr_eq(&before, &snapshot.audit) {
-                    retire(&retired, before);
+                if !Arc::ptr_eq(&before.audit, &snapshot.audit) {
+                    retire(&retired, Arc::clone(&before.audit));
                 }
                 access.store(Arc::new(admin));
                 server.apply(prepared);
+                drop(handle.spawn(let_go(before)));
                 started.compare(document);
                 Ok(())
             };
@@ -370,6 +386,7 @@ impl Process {
                 }
             }
         };
+        let audit = Arc::clone(&self.live.current().audit);
         let (done, drained) = tokio::sync::oneshot::channel();
         std::thread::spawn(move || {
             let cut = self.shutdown();
@@ -378,7 +395,11 @@ impl Process {
         match signals.next_or(drained) {
             Some(_) if broken => Ended::Broken,
             Some(cut) => Ended::Drained { cut },
-            None => Ended::AtOnce,
+            None => {
+                // What is finished is written all the same, unless the sink keeps us waiting.
+                audit.close(LAST_PATIENCE);
+                Ended::AtOnce
+            }
         }
     }
 }

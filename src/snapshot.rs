@@ -1,7 +1,11 @@
 //! One compiled configuration, immutable, and the pointer to the one in force. No parsing.
 
+use std::cell::RefCell;
+use std::ops::Deref;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -79,21 +83,88 @@ impl Snapshot {
 
 /// The configuration in force.
 #[derive(Debug)]
-pub struct Live(ArcSwap<Snapshot>);
+pub struct Live {
+    snapshot: ArcSwap<Snapshot>,
+    /// Rises after each replacement.
+    version: AtomicU64,
+}
 
 impl Live {
     /// Begins with this configuration.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self(ArcSwap::from_pointee(snapshot))
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            version: AtomicU64::new(0),
+        }
     }
 
-    /// The configuration in force now. A request takes it once and keeps it.
+    /// The configuration in force now.
     pub fn current(&self) -> Arc<Snapshot> {
-        self.0.load_full()
+        self.snapshot.load_full()
     }
 
     /// Puts another configuration in force. Requests under way finish under theirs.
     pub fn replace(&self, snapshot: Snapshot) {
-        self.0.store(Arc::new(snapshot));
+        self.snapshot.store(Arc::new(snapshot));
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// One worker's view of the configuration in force. A request takes it once and keeps it; counting
+/// who keeps it costs no memory traffic between cores.
+#[derive(Debug)]
+pub struct View {
+    live: Arc<Live>,
+    seen: RefCell<Seen>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    version: u64,
+    held: Rc<Held>,
+}
+
+/// A snapshot as one worker holds it, for any number of its requests.
+#[derive(Debug)]
+pub struct Held(Arc<Snapshot>);
+
+impl Deref for Held {
+    type Target = Snapshot;
+
+    fn deref(&self) -> &Snapshot {
+        &self.0
+    }
+}
+
+impl Seen {
+    fn of(live: &Live) -> Self {
+        Self {
+            // Read first: a snapshot that is newer than its number is looked at once more.
+            version: live.version.load(Ordering::Acquire),
+            held: Rc::new(Held(live.current())),
+        }
+    }
+}
+
+impl View {
+    /// A view of `live`.
+    pub fn new(live: Arc<Live>) -> Self {
+        let seen = RefCell::new(Seen::of(&live));
+        Self { live, seen }
+    }
+
+    /// The configuration in force now.
+    pub fn current(&self) -> Rc<Held> {
+        self.refresh();
+        Rc::clone(&self.seen.borrow().held)
+    }
+
+    /// Lets go of a configuration that is no longer in force, also when no request comes.
+    pub fn refresh(&self) {
+        if self.live.version.load(Ordering::Acquire) != self.seen.borrow().version {
+            let seen = Seen::of(&self.live);
+            // Dropped after the borrow: it may be the last to hold all that was configured.
+            let _gone = self.seen.replace(seen);
+        }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Document, attempt, revision_on_disk};
@@ -32,6 +32,24 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Puts a snapshot in force, or says why it cannot and leaves the old one. The document is for
 /// what counts at start only.
 pub type Install = Box<dyn Fn(Snapshot, &Document, Admin) -> Result<(), String> + Send + Sync>;
+
+/// By how much work beside requests gives way to them: a weight of about a tenth on a busy core.
+const GIVE_WAY: i32 = 10;
+
+/// Runs long work on a thread of its own and of low priority, so that requests come first where
+/// cores are few; `None` when it panicked or no thread is to be had.
+pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, outcome) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("beside".to_owned());
+    let spawned = thread.spawn(move || {
+        // On Linux this is the thread's own. Where it is not allowed, the work is as urgent as any.
+        let _ = rustix::process::nice(GIVE_WAY);
+        // Nobody waits any more when the process is ending.
+        let _ = done.send(work());
+    });
+    spawned.ok()?;
+    outcome.await.ok()
+}
 
 /// What came of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,18 +116,16 @@ impl Reloader {
         let task = tokio::spawn(async move {
             let _flight = this.flight.lock().await;
             let worker = Arc::clone(&this);
-            tokio::task::spawn_blocking(move || worker.reload_here()).await
+            beside(move || worker.reload_here()).await
         });
-        match task.await {
-            Ok(Ok(outcome)) => outcome,
-            // A panic while compiling: nothing was installed.
-            Ok(Err(error)) | Err(error) => {
-                tracing::error!(%error, "reload broke down; the configuration in force stays");
-                self.live.current().metrics.reload(false);
-                Outcome::Refused {
-                    problems: vec![self.problem(format!("reload broke down: {error}"))],
-                }
-            }
+        if let Ok(Some(outcome)) = task.await {
+            return outcome;
+        }
+        // A panic while compiling: nothing was installed.
+        tracing::error!("reload broke down; the configuration in force stays");
+        self.live.current().metrics.reload(false);
+        Outcome::Refused {
+            problems: vec![self.problem("reload broke down: see the log".to_owned())],
         }
     }
 
@@ -179,8 +195,9 @@ impl Reloader {
                 self.settle().await;
             }
             let this = Arc::clone(&self);
-            let seen = tokio::task::spawn_blocking(move || this.seen()).await;
-            let Ok((changed, seen)) = seen else { continue };
+            let Some((changed, seen)) = beside(move || this.seen()).await else {
+                continue;
+            };
             // A broken document is tried once per content, not at every event or look. The content
             // is the one from before the attempt: a change during it must be tried too.
             if !changed {

@@ -191,7 +191,35 @@ pub fn strings<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> Value {
 
 /// The member `name` of an object; `None` when it is absent or `value` is no object.
 pub fn member<'v>(value: &'v Value, name: &str) -> Option<&'v Value> {
-    value.as_object().ok()?.get(&Value::from(name))
+    let members = members(value)?;
+    if members.len() > FEW_MEMBERS {
+        return members.get(&Value::from(name));
+    }
+    // Among a few, looking at each is cheaper than making the key that a look-up takes.
+    members
+        .iter()
+        .find(|(key, _)| text(key).is_some_and(|key| **key == *name))
+        .map(|(_, value)| value)
+}
+
+/// Not regorus's `as_object`: its error for another kind of value can cost more than a request.
+fn members(value: &Value) -> Option<&regorus::value::Object> {
+    if let Value::Object(members) = value {
+        Some(members)
+    } else {
+        None
+    }
+}
+
+/// Objects with so many members are looked through.
+const FEW_MEMBERS: usize = 24;
+
+/// The names of an object's members; none for another kind of value.
+pub fn names(value: &Value) -> impl Iterator<Item = &str> {
+    members(value)
+        .into_iter()
+        .flat_map(|members| members.iter())
+        .filter_map(|(key, _)| text(key).map(AsRef::as_ref))
 }
 
 /// Follows a dotted path (`realm_access.roles`) through objects.
@@ -204,9 +232,22 @@ pub fn claim<'v>(claims: &'v Value, name: &str) -> Option<&'v Value> {
     member(claims, name).or_else(|| at(claims, name))
 }
 
+/// The items of an array.
+pub fn items(value: &Value) -> Option<&[Value]> {
+    if let Value::Array(items) = value {
+        Some(items.as_slice())
+    } else {
+        None
+    }
+}
+
 /// The text of a string value.
 pub fn text(value: &Value) -> Option<&Arc<str>> {
-    value.as_string().ok()
+    if let Value::String(text) = value {
+        Some(text)
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]

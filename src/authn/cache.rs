@@ -36,8 +36,23 @@ pub(super) struct Entry {
     pub(super) terms: Terms,
     /// The key that signed it.
     pub(super) key: [u8; 32],
+    /// When its lifetime in a cache is over.
+    kept_until: SystemTime,
     lifetime: Duration,
-    weight: u32,
+    /// What it costs, in bytes, estimated.
+    pub(super) weight: u32,
+}
+
+impl Entry {
+    /// Whether the request's clock lies within the token's terms.
+    fn is_valid(&self, now: SystemTime) -> bool {
+        self.terms.valid_from <= now && now < self.terms.valid_until
+    }
+
+    /// Whether it may still be remembered, and is valid.
+    pub(super) fn lasts(&self, now: SystemTime) -> bool {
+        now < self.kept_until && self.is_valid(now)
+    }
 }
 
 /// The bounds of a cache.
@@ -87,7 +102,7 @@ impl TokenCache {
         now: SystemTime,
         is_key: impl Fn(&[u8; 32]) -> bool,
     ) -> Option<Arc<Entry>> {
-        if self.bounds.entries == 0 {
+        if !self.is_on() {
             return None;
         }
         let entry = self.verified.get(digest)?;
@@ -95,34 +110,42 @@ impl TokenCache {
             self.verified.invalidate(digest);
             return None;
         }
-        (entry.terms.valid_from <= now && now < entry.terms.valid_until).then_some(entry)
+        entry.is_valid(now).then_some(entry)
     }
 
-    /// Keeps a verified token, as long as it lasts and no longer than the configured time.
+    /// Makes the entry of a verified token, and remembers it unless the cache is off.
     pub(super) fn keep(
         &self,
         digest: Digest,
-        identity: &Arc<Identity>,
+        identity: Arc<Identity>,
         terms: Terms,
         key: [u8; 32],
         token_length: usize,
         now: SystemTime,
-    ) {
-        let Some(share) = self.bounds.memory.checked_div(self.bounds.entries) else {
-            return;
-        };
+    ) -> Arc<Entry> {
+        let share = self.bounds.memory.checked_div(self.bounds.entries);
         // The weight bounds both: no entry weighs less than its share of the memory.
         let cost = u64::try_from(FIXED_COST + CLAIM_COST * token_length).unwrap_or(u64::MAX);
-        let weight = u32::try_from(cost.max(share)).unwrap_or(u32::MAX);
+        let weight = u32::try_from(cost.max(share.unwrap_or(0))).unwrap_or(u32::MAX);
         let left = terms.valid_until.duration_since(now).unwrap_or_default();
-        let entry = Entry {
-            identity: Arc::clone(identity),
+        let lifetime = left.min(self.bounds.lifetime);
+        let entry = Arc::new(Entry {
+            identity,
             terms,
             key,
-            lifetime: left.min(self.bounds.lifetime),
+            kept_until: now + lifetime,
+            lifetime,
             weight,
-        };
-        self.verified.insert(digest, Arc::new(entry));
+        });
+        if self.is_on() {
+            self.verified.insert(digest, Arc::clone(&entry));
+        }
+        entry
+    }
+
+    /// Whether tokens are remembered at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.bounds.entries > 0
     }
 
     /// Whether this token was found to be wrongly signed under this key a short time ago.

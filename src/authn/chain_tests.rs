@@ -47,7 +47,10 @@ impl Bench {
 
 async fn code(chain: &Chain, headers: &[(&str, &str)]) -> &'static str {
     match chain
-        .authenticate(&request_with(headers, None, clock::now()))
+        .authenticate(
+            &Recent::default(),
+            &request_with(headers, None, clock::now()),
+        )
         .await
     {
         Ok(Caller::Anonymous) => "anonymous",
@@ -158,7 +161,10 @@ async fn the_caller_is_known_by_the_token_of_the_header_only() {
     let bench = Bench::new();
     let chain = bench.chain(&["dev"]).unwrap();
     let token = bench.signer.token(&claims());
-    let caller = chain.authenticate(&request(&token)).await.unwrap();
+    let caller = chain
+        .authenticate(&Recent::default(), &request(&token))
+        .await
+        .unwrap();
     assert_eq!(&*caller.identity().unwrap().subject, "alice");
     assert_eq!(
         code(&chain, &[("x-access-token", &token), ("cookie", &token)]).await,

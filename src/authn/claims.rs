@@ -151,16 +151,16 @@ impl Rules {
         match document::member(claims, "aud") {
             None => wrong("there is no `aud`"),
             Some(value) => {
-                let named = match (document::text(value), value.as_array()) {
+                let named = match (document::text(value), document::items(value)) {
                     (Some(text), _) => ours(text),
-                    (None, Ok(items)) => {
+                    (None, Some(items)) => {
                         let texts: Option<Vec<_>> = items.iter().map(document::text).collect();
                         match texts {
                             Some(texts) => texts.into_iter().any(ours),
                             None => return wrong("`aud` holds something else than strings"),
                         }
                     }
-                    (None, Err(_)) => return wrong("`aud` is no string and no array"),
+                    (None, None) => return wrong("`aud` is no string and no array"),
                 };
                 if named {
                     Ok(())
@@ -307,7 +307,7 @@ fn names_at(claims: &Value, path: &str, text: Text) -> Result<Vec<Arc<str>>, Ref
     let Some(value) = document::claim(claims, path) else {
         return Ok(Vec::new());
     };
-    let names: Vec<Arc<str>> = match (value, document::text(value), value.as_array()) {
+    let names: Vec<Arc<str>> = match (value, document::text(value), document::items(value)) {
         (Value::Null, _, _) => Vec::new(),
         (_, Some(whole), _) => match text {
             Text::Split => whole
@@ -317,12 +317,12 @@ fn names_at(claims: &Value, path: &str, text: Text) -> Result<Vec<Arc<str>>, Ref
                 .collect(),
             Text::Whole => vec![Arc::clone(whole)],
         },
-        (_, None, Ok(items)) => items
+        (_, None, Some(items)) => items
             .iter()
             .map(|item| document::text(item).map(Arc::clone))
             .collect::<Option<_>>()
             .ok_or_else(wrong)?,
-        (_, None, Err(_)) => return Err(wrong()),
+        (_, None, None) => return Err(wrong()),
     };
     if !names.iter().all(|name| is_name(name)) {
         return Err(wrong());

@@ -16,6 +16,7 @@ use super::code::{self, Refused, refused};
 use super::compile::Inputs;
 use super::jwks::{KeyStatus, KeyStore, NoKey};
 use super::jws::Jws;
+use super::recent::Recent;
 use super::{Attempt, Failure, Identity, json};
 use crate::document::{self, Value};
 use crate::metrics::Metrics;
@@ -124,6 +125,11 @@ impl Issuer {
         self.cache
             .get(digest, now, |fingerprint| self.keys.holds(fingerprint))
     }
+    /// Whether a token that was verified before is still as good as verified: its key is among the
+    /// issuer's, its own terms hold, and it has not been remembered for too long.
+    pub(super) fn believes(&self, entry: &Entry, now: SystemTime) -> bool {
+        entry.lasts(now) && self.keys.holds(&entry.key)
+    }
 
     async fn verify(
         &self,
@@ -131,7 +137,7 @@ impl Issuer {
         jws: Jws<'_>,
         claims: Value,
         now: SystemTime,
-    ) -> Result<(Arc<Identity>, Terms), Failure> {
+    ) -> Result<Arc<Entry>, Failure> {
         let refuse = |refused: Refused| refused.from(Some(self.name()));
         let algorithm = self.judge.header(&jws).map_err(refuse)?;
         let terms = self.judge.rules.check(&claims, now).map_err(refuse)?;
@@ -170,16 +176,14 @@ impl Issuer {
             .rules
             .identity(claims, &terms, key.id.clone())
             .map_err(refuse)?;
-        let identity = Arc::new(identity);
-        self.cache.keep(
+        Ok(self.cache.keep(
             token.digest,
-            &identity,
-            terms.clone(),
+            Arc::new(identity),
+            terms,
             key.fingerprint,
             token.text.len(),
             now,
-        );
-        Ok((identity, terms))
+        ))
     }
 }
 
@@ -219,15 +223,37 @@ impl Jwt {
         Self { issuers }
     }
 
-    /// Judges a bearer token. Waits for nothing but an unknown key, and for that a bounded time.
-    pub(super) async fn attempt(&self, token: &str, request: &InboundRequest) -> Attempt {
+    /// Judges the token of an `Authorization` field for a request.
+    ///
+    /// Cancel safe.
+    pub(super) async fn attempt(
+        &self,
+        token: &str,
+        field: &[u8],
+        request: &InboundRequest,
+        recent: &Recent,
+    ) -> Attempt {
         match self.judge(token, request.received_at).await {
-            Ok((identity, terms)) => match confirm(&terms, request) {
-                Ok(()) => Attempt::Verified(identity),
-                Err(refused) => Attempt::Refused(refused.from(Some(&identity.source))),
-            },
+            Ok((issuer, entry)) => {
+                if issuer.cache.is_on() {
+                    recent.keep(field, &issuer, &entry);
+                }
+                verdict(&entry, request)
+            }
             Err(failure) => Attempt::Refused(failure),
         }
+    }
+
+    /// What is to be said of this very field, if it was verified on this worker a while ago.
+    pub(super) fn remembered(
+        &self,
+        field: &[u8],
+        request: &InboundRequest,
+        recent: &Recent,
+    ) -> Option<Attempt> {
+        let (issuer, entry) = recent.get(field, &self.issuers, request.received_at)?;
+        issuer.metrics.token_cache(issuer.name(), "hit");
+        Some(verdict(&entry, request))
     }
 
     /// The identity of a token that was verified before and still holds.
@@ -241,7 +267,11 @@ impl Jwt {
         Some(Arc::clone(&entry.identity))
     }
 
-    async fn judge(&self, token: &str, now: SystemTime) -> Result<(Arc<Identity>, Terms), Failure> {
+    async fn judge(
+        &self,
+        token: &str,
+        now: SystemTime,
+    ) -> Result<(Arc<Issuer>, Arc<Entry>), Failure> {
         let largest = self
             .issuers
             .iter()
@@ -256,7 +286,7 @@ impl Jwt {
         for issuer in &self.issuers {
             if let Some(entry) = issuer.cached(&token.digest, now) {
                 issuer.metrics.token_cache(issuer.name(), "hit");
-                return Ok((Arc::clone(&entry.identity), entry.terms.clone()));
+                return Ok((Arc::clone(issuer), entry));
             }
         }
         let jws = Jws::parse(token.text).map_err(|refused| refused.from(None))?;
@@ -277,7 +307,16 @@ impl Jwt {
             let refused = refused(code::SIZE, "it is longer than the issuer allows");
             return Err(refused.from(Some(issuer.name())));
         }
-        issuer.verify(&token, jws, claims, now).await
+        let entry = issuer.verify(&token, jws, claims, now).await?;
+        Ok((Arc::clone(issuer), entry))
+    }
+}
+
+/// A verified token is good for a request that proves what the token is bound to.
+fn verdict(entry: &Entry, request: &InboundRequest) -> Attempt {
+    match confirm(&entry.terms, request) {
+        Ok(()) => Attempt::Verified(Arc::clone(&entry.identity)),
+        Err(refused) => Attempt::Refused(refused.from(Some(&entry.identity.source))),
     }
 }
 

@@ -17,6 +17,7 @@ struct Bench {
     folder: tempfile::TempDir,
     signer: Signer,
     jwt: Jwt,
+    recent: Recent,
 }
 
 impl Bench {
@@ -33,6 +34,7 @@ impl Bench {
             folder,
             signer,
             jwt: Jwt::new(vec![issuer]),
+            recent: Recent::default(),
         }
     }
 
@@ -52,7 +54,13 @@ impl Bench {
         token: &str,
         request: &InboundRequest,
     ) -> Result<Arc<Identity>, &'static str> {
-        match self.jwt.attempt(token, request).await {
+        // As the chain of a route does: first what this worker remembers.
+        let field = token.as_bytes();
+        let attempt = match self.jwt.remembered(field, request, &self.recent) {
+            Some(attempt) => attempt,
+            None => self.jwt.attempt(token, field, request, &self.recent).await,
+        };
+        match attempt {
             Attempt::Verified(identity) => Ok(identity),
             Attempt::Refused(Failure::Rejected { code, reason, .. }) => {
                 assert!(code::ALL.contains(&code), "{code}");
@@ -545,6 +553,41 @@ async fn a_cached_result_ends_with_its_token_its_key_and_its_configuration() {
 }
 
 #[tokio::test]
+async fn a_worker_remembers_a_bounded_number_of_tokens_and_no_longer_than_the_issuer_does() {
+    let bench = Bench::with(&format!("{BLOCK}cache: {{ lifetime: 100s }}\n"));
+    let token = bench.signer.token(&claims());
+    bench.judge(&token).await.unwrap();
+    let remembered = |after: u64| {
+        let at = clock::now() + Duration::from_secs(after);
+        let request = request_with(&[], None, at);
+        bench
+            .jwt
+            .remembered(token.as_bytes(), &request, &bench.recent)
+    };
+    assert!(matches!(remembered(0), Some(Attempt::Verified(_))));
+    let longer = format!("{token}x");
+    let request = request(&token);
+    let asked = |field: &str| {
+        bench
+            .jwt
+            .remembered(field.as_bytes(), &request, &bench.recent)
+    };
+    assert!(asked(&longer).is_none(), "only the very field counts");
+    assert!(matches!(remembered(99), Some(Attempt::Verified(_))));
+    assert!(remembered(101).is_none());
+    assert!(remembered(0).is_none(), "what is over is forgotten");
+
+    bench.judge(&token).await.unwrap();
+    let (issuer, entry) = bench.jwt.judge(&token, clock::now()).await.unwrap();
+    for n in 0..20_000 {
+        bench.recent.keep(n.to_string().as_bytes(), &issuer, &entry);
+        assert!(bench.recent.count() <= 2 * 4096);
+    }
+    assert!(asked(&token).is_none(), "the oldest went first");
+    assert!(asked("19999").is_some());
+}
+
+#[tokio::test]
 async fn changed_rules_keep_the_keys_and_drop_the_verified_tokens() {
     let bench = Bench::new();
     let token = bench.signer.token(&claims());
@@ -554,7 +597,14 @@ async fn changed_rules_keep_the_keys_and_drop_the_verified_tokens() {
     let after = compile(bench.folder.path(), &other, Some(&before)).unwrap();
     assert!(Arc::ptr_eq(&before.keys, &after.keys));
     let jwt = Jwt::new(vec![after]);
-    let attempt = jwt.attempt(&token, &request(&token)).await;
+    let attempt = jwt
+        .attempt(
+            &token,
+            token.as_bytes(),
+            &request(&token),
+            &Recent::default(),
+        )
+        .await;
     assert!(matches!(
         attempt,
         Attempt::Refused(Failure::Rejected {
@@ -616,12 +666,14 @@ async fn shared_secrets_verify_hmac_and_nothing_else() {
     };
     let good = mint(secret);
     assert!(matches!(
-        jwt.attempt(&good, &request(&good)).await,
+        jwt.attempt(&good, good.as_bytes(), &request(&good), &Recent::default())
+            .await,
         Attempt::Verified(_)
     ));
     let bad = mint(b"secret");
     assert!(matches!(
-        jwt.attempt(&bad, &request(&bad)).await,
+        jwt.attempt(&bad, bad.as_bytes(), &request(&bad), &Recent::default())
+            .await,
         Attempt::Refused(Failure::Rejected {
             code: "token.signature",
             ..

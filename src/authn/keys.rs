@@ -14,7 +14,7 @@ use aws_lc_rs::signature::{
 };
 use jsonwebtoken::DecodingKey;
 
-use super::algorithm::{Algorithm, Family, Material};
+use super::algorithm::{Algorithm, Family, Material, RsaKey};
 use super::{json, jws};
 use crate::document::{self, Value};
 use crate::schema::Secret;
@@ -221,10 +221,10 @@ fn read(jwk: &Value, notes: &mut Vec<String>, index: usize) -> Result<Key, &'sta
             let exponent = bytes("e", "its exponent is not canonical base64url")?;
             let (modulus, exponent) = (trimmed(&modulus), trimmed(&exponent));
             check_rsa(modulus, exponent)?;
-            let key = DecodingKey::from_rsa_raw_components(modulus, exponent);
+            let key = RsaKey::new(modulus, exponent).ok_or("it is no RSA key")?;
             (
                 Family::Rsa,
-                Material::Library(key),
+                Material::Rsa(Arc::new(key)),
                 vec![modulus.to_vec(), exponent.to_vec()],
             )
         }

@@ -61,6 +61,7 @@ pub mod jwks;
 mod jws;
 pub mod jwt;
 mod keys;
+mod recent;
 mod source;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -68,13 +69,14 @@ pub(crate) mod testing;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, HeaderValue};
 
 use crate::document::Value;
 use crate::request::InboundRequest;
 use crate::schema::{Compile, Named};
 
 use client_certificate::ClientCertificate;
+pub use recent::Recent;
 
 /// The word for nobody in particular, in routes.
 const ANONYMOUS: &str = "anonymous";
@@ -272,19 +274,24 @@ impl Chain {
     ///
     /// # Errors
     /// [`Failure`], whose face to the client `refusal` chooses.
-    pub async fn authenticate(&self, request: &InboundRequest) -> Result<Caller, Failure> {
+    pub async fn authenticate(
+        &self,
+        recent: &Recent,
+        request: &InboundRequest,
+    ) -> Result<Caller, Failure> {
         // Which of several an upstream would read is anybody's guess, so this holds for every route.
-        if request.single(&AUTHORIZATION).is_err() {
+        let Ok(field) = request.single(&AUTHORIZATION) else {
             return Err(Failure::Confused);
-        }
+        };
+        let field = field.map(HeaderValue::as_bytes);
         for method in &self.methods {
             let attempt = match method {
-                Method::Jwt(jwt) => match bearer(request) {
-                    Bearer::Absent => Attempt::NotPresented,
-                    Bearer::Malformed(what) => {
-                        Attempt::Refused(code::refused(code::MALFORMED, what).from(None))
-                    }
-                    Bearer::Token(token) => jwt.attempt(token, request).await,
+                Method::Jwt(jwt) => match field {
+                    None => Attempt::NotPresented,
+                    Some(field) => match jwt.remembered(field, request, recent) {
+                        Some(attempt) => attempt,
+                        None => bearer_attempt(jwt, field, request, recent).await,
+                    },
                 },
                 Method::ClientCertificate(certificate) => certificate.attempt(request),
                 Method::Anonymous => return Ok(Caller::Anonymous),
@@ -301,10 +308,11 @@ impl Chain {
     /// The caller, if this very credential was verified before and still holds. Verifies nothing
     /// new, so it costs whoever guesses nothing to ask and tells them nothing.
     pub fn recall(&self, request: &InboundRequest) -> Option<Caller> {
-        request.single(&AUTHORIZATION).ok()?;
+        let field = request.single(&AUTHORIZATION).ok()?;
+        let field = field.map(HeaderValue::as_bytes);
         for method in &self.methods {
             match method {
-                Method::Jwt(jwt) => match bearer(request) {
+                Method::Jwt(jwt) => match field.map_or(Bearer::Absent, bearer) {
                     Bearer::Absent => {}
                     Bearer::Malformed(_) => return None,
                     Bearer::Token(token) => return jwt.recall(token, request).map(Caller::Known),
@@ -339,9 +347,24 @@ fn unknown_method(name: &str, issuers: &Named<Arc<jwt::Issuer>>, cx: &mut Compil
     cx.problem_help(format!("there is no issuer `{name}`"), help);
 }
 
+async fn bearer_attempt(
+    jwt: &jwt::Jwt,
+    field: &[u8],
+    request: &InboundRequest,
+    recent: &Recent,
+) -> Attempt {
+    match bearer(field) {
+        Bearer::Absent => Attempt::NotPresented,
+        Bearer::Malformed(what) => {
+            Attempt::Refused(code::refused(code::MALFORMED, what).from(None))
+        }
+        Bearer::Token(token) => jwt.attempt(token, field, request, recent).await,
+    }
+}
+
 /// What the `Authorization` header holds for us.
 enum Bearer<'r> {
-    /// No header, or another scheme.
+    /// No field, or another scheme.
     Absent,
     /// The Bearer scheme without exactly one token.
     Malformed(&'static str),
@@ -349,13 +372,23 @@ enum Bearer<'r> {
     Token(&'r str),
 }
 
-/// Reads `Bearer <token68>` (RFC 6750 section 2.1): the scheme without case, one space, one token.
-fn bearer(request: &InboundRequest) -> Bearer<'_> {
-    const SCHEME: &[u8] = b"bearer";
-    let Some(value) = request.headers.get(AUTHORIZATION) else {
-        return Bearer::Absent;
+/// Whether only bytes of RFC 9110's `token68` are there. Without a way out early, so that many bytes
+/// are looked at in one step.
+fn is_token68(token: &[u8]) -> bool {
+    let odd = |odd: bool, &b: &u8| {
+        let letter = (b | 0x20).wrapping_sub(b'a') < 26;
+        let digit = b.wrapping_sub(b'0') < 10;
+        // `-`, `.` and `/`; the others one by one.
+        let mark =
+            (b'-'..=b'/').contains(&b) | (b == b'_') | (b == b'~') | (b == b'+') | (b == b'=');
+        odd | !(letter | digit | mark)
     };
-    let value = value.as_bytes();
+    !token.is_empty() && !token.iter().fold(false, odd)
+}
+
+/// Reads `Bearer <token68>` (RFC 6750 section 2.1): the scheme without case, one space, one token.
+fn bearer(value: &[u8]) -> Bearer<'_> {
+    const SCHEME: &[u8] = b"bearer";
     let scheme = value
         .iter()
         .take_while(|byte| !matches!(byte, b' ' | b'\t' | b','))
@@ -364,10 +397,7 @@ fn bearer(request: &InboundRequest) -> Bearer<'_> {
     if !scheme.eq_ignore_ascii_case(SCHEME) {
         return Bearer::Absent;
     }
-    let token = rest.strip_prefix(b" ").and_then(|token| {
-        let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/=".contains(byte);
-        (!token.is_empty() && token.iter().all(good)).then_some(token)
-    });
+    let token = rest.strip_prefix(b" ").filter(|token| is_token68(token));
     match token.map(std::str::from_utf8) {
         Some(Ok(token)) => Bearer::Token(token),
         Some(Err(_)) | None => Bearer::Malformed("Bearer without exactly one token"),

@@ -235,6 +235,7 @@ pub(crate) fn request_with(
             peer_certificate: Some(Arc::new(certificate)),
         }),
         ambiguous_head: None,
+        forwarded: Default::default(),
     });
     let mut request = http::Request::get("/").header("host", "api.example.test");
     for (name, value) in headers {

@@ -17,7 +17,7 @@ use serde::de::value::Error as PlainError;
 
 use super::{Advice, AskedLimit, StepUp};
 use crate::document::{Value, text};
-use crate::request::HOP_BY_HOP;
+use crate::request::is_hop_by_hop;
 use crate::schema::Span;
 
 /// Largest answer, in bytes of text and 16 for every other value.
@@ -141,6 +141,11 @@ fn clipped(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
+/// What an answer weighs in memory, roughly.
+pub(super) fn weight(answer: &Value) -> usize {
+    MAX_ANSWER - size(answer, MAX_ANSWER).unwrap_or(0)
+}
+
 /// Bytes left of `budget`; `None` when there are none.
 fn size(value: &Value, budget: usize) -> Option<usize> {
     let mut left = budget.checked_sub(16)?;
@@ -219,7 +224,7 @@ fn headers(value: &Value) -> Result<Vec<(HeaderName, HeaderValue)>, String> {
         let name = text(name).ok_or("a header's name is not a string")?;
         let header = HeaderName::from_bytes(name.as_bytes())
             .map_err(|_| format!("`{}` is no header name", clipped(name)))?;
-        if HOP_BY_HOP.contains(&header.as_str()) || FRAMING.contains(&header.as_str()) {
+        if is_hop_by_hop(header.as_str()) || FRAMING.contains(&header.as_str()) {
             return Err(format!("a policy may not set the header `{header}`"));
         }
         let values: Vec<&Value> = match value {

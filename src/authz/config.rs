@@ -1,5 +1,6 @@
 //! A block of `policies` in the configuration, and what it takes to become a [`Policy`].
 
+use std::fmt;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,12 +8,17 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use http::HeaderName;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use super::cache::Bounds;
 use super::child;
 use super::gate::{Choice, Job};
 use super::load::{self, Loaded};
+use super::projection::Projection;
+use super::reads::{self, Reads};
 use super::rego::{self, Limits, Program};
 use super::remark::Remark;
 use super::{Compiled, DecidedBy, Policy, Rules, check};
@@ -24,6 +30,12 @@ const TIME: (Duration, Duration) = (Duration::from_millis(1), Duration::from_sec
 const INSTRUCTIONS: (u32, u32) = (1_000, 10_000_000);
 /// Least and most memory that a decision may be given.
 const MEMORY: (Size, Size) = (Size::mib(1), Size::mib(1024));
+/// Shortest and longest time that decisions may be kept.
+const CACHE_LIFETIME: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// Least and most memory for decisions that are kept.
+const CACHE_BYTES: (Size, Size) = (Size::kib(64), Size::mib(1024));
+/// Most decisions that may be kept.
+const CACHE_ENTRIES: u32 = 10_000_000;
 
 /// One block of the `policies` section: Rego modules and data with the rule that decides.
 ///
@@ -43,6 +55,13 @@ pub struct PolicyConfig {
     /// What one decision may use up; more is a denial.
     #[serde(default)]
     pub budget: BudgetConfig,
+    /// How many decisions each worker keeps to give them again to the same question: requests that
+    /// are equal in everything that the policy can read of them. `false` keeps none. Policies that
+    /// read what is different in every request (`input.request.id`, the time, the whole of `input`)
+    /// are evaluated for each.
+    #[serde(default, deserialize_with = "cache_or_false")]
+    #[schemars(schema_with = "cache_or_false_schema")]
+    pub decision_cache: DecisionCacheConfig,
     /// Request headers that policies must not see because they carry credentials. `authorization`,
     /// `cookie`, `x-api-key` and their like are never seen.
     #[serde(default)]
@@ -62,6 +81,83 @@ pub struct BudgetConfig {
     /// every instruction of the bytecode machine. The interpreter is held by time and by the refusal
     /// of builtins that allocate without bound.
     pub memory: Size,
+}
+
+/// Which decisions of a policy are kept, on each worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct DecisionCacheConfig {
+    /// Longest time that a decision is kept, `1s` to `1h`. It is forgotten earlier when the
+    /// credential that it was made for ends, or `recheck_after` passes, and at once when the policy
+    /// or its data change.
+    pub lifetime: Span,
+    /// Most memory for them, `64KiB` to `1GiB`.
+    pub max_bytes: Size,
+    /// Most decisions, 1 to 10000000; `0` keeps none.
+    pub max_entries: u32,
+}
+
+impl Default for DecisionCacheConfig {
+    fn default() -> Self {
+        Self {
+            lifetime: Span::seconds(60),
+            max_bytes: Size::mib(16),
+            max_entries: 10_000,
+        }
+    }
+}
+
+impl DecisionCacheConfig {
+    /// Keeps none.
+    fn off() -> Self {
+        Self {
+            max_entries: 0,
+            ..Self::default()
+        }
+    }
+
+    fn bounds(&self) -> Option<Bounds> {
+        let entries = usize::try_from(self.max_entries).ok()?;
+        (entries > 0).then(|| Bounds {
+            entries,
+            bytes: self.max_bytes.len(),
+            lifetime: self.lifetime.get(),
+        })
+    }
+}
+
+/// `false`, or the bounds.
+fn cache_or_false<'de, D: Deserializer<'de>>(d: D) -> Result<DecisionCacheConfig, D::Error> {
+    struct CacheOrFalse;
+
+    impl<'de> Visitor<'de> for CacheOrFalse {
+        type Value = DecisionCacheConfig;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("`false`, or a block with `max_entries`, `max_bytes` and `lifetime`")
+        }
+
+        fn visit_bool<E: de::Error>(self, on: bool) -> Result<Self::Value, E> {
+            Ok(if on {
+                DecisionCacheConfig::default()
+            } else {
+                DecisionCacheConfig::off()
+            })
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            Deserialize::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+    d.deserialize_any(CacheOrFalse)
+}
+
+fn cache_or_false_schema(generator: &mut SchemaGenerator) -> Schema {
+    let block = generator.subschema_for::<DecisionCacheConfig>();
+    json_schema!({
+        "anyOf": [{ "type": "boolean" }, block],
+        "default": DecisionCacheConfig::default(),
+    })
 }
 
 impl Default for BudgetConfig {
@@ -125,7 +221,7 @@ impl PolicyConfig {
         // Reports name files as this configuration resolves them.
         let place = loaded.files.first().map(|file| file.display().to_string());
         let report = child::examine(&job, &format!("{digest} {}", place.unwrap_or_default()));
-        let warnings: Vec<Remark> = report
+        let mut warnings: Vec<Remark> = report
             .remarks
             .iter()
             .filter(|r| r.warning)
@@ -133,19 +229,40 @@ impl PolicyConfig {
             .collect();
         tell(report.remarks, cx);
         let choice = report.engine.filter(|_| cx.errors() == before)?;
-        let program = match program(job, &loaded.data, choice, &self.budget) {
+        let (program, reads) = match program(job, &loaded.data, choice, &self.budget) {
             Ok(program) => program,
             Err(remarks) => {
                 tell(remarks, cx);
                 return None;
             }
         };
+        let projection = Projection::of(&reads, &hidden_headers);
+        let remembered = match (self.decision_cache.bounds(), projection) {
+            (None, _) => None,
+            (Some(bounds), Ok(projection)) => Some((projection, bounds)),
+            (Some(_), Err(volatile)) => {
+                let remark = Remark::warning(
+                    &volatile.place.file,
+                    Some(volatile.place.at),
+                    format!(
+                        "every request is evaluated anew: the policy reads {}, which differs from request to request",
+                        volatile.what
+                    ),
+                    "`decision_cache: false` says that this is meant",
+                );
+                tell(vec![remark.clone()], cx);
+                warnings.push(remark);
+                None
+            }
+        };
         let compiled = Compiled {
             program: Arc::new(program),
             files: loaded.files,
             hidden_headers,
+            wanted: reads.wanted(),
+            remembered,
             warnings,
-            metrics: Arc::clone(&cx.metrics),
+            metrics: cx.metrics.policy(name),
             digest,
         };
         let decided_by = DecidedBy {
@@ -200,6 +317,37 @@ impl PolicyConfig {
                 });
             }
         });
+        cx.at("decision_cache", |cx| {
+            let DecisionCacheConfig {
+                lifetime,
+                max_bytes,
+                max_entries,
+            } = self.decision_cache;
+            if !(CACHE_LIFETIME.0..=CACHE_LIFETIME.1).contains(&lifetime.get()) {
+                cx.at("lifetime", |cx| {
+                    cx.problem_help(
+                        "the time that decisions are kept is out of range",
+                        "between `1s` and `1h`",
+                    );
+                });
+            }
+            if !(CACHE_BYTES.0..=CACHE_BYTES.1).contains(&max_bytes) {
+                cx.at("max_bytes", |cx| {
+                    cx.problem_help(
+                        "the memory for decisions that are kept is out of range",
+                        format!("between `{}` and `{}`", CACHE_BYTES.0, CACHE_BYTES.1),
+                    );
+                });
+            }
+            if max_entries > CACHE_ENTRIES {
+                cx.at("max_entries", |cx| {
+                    cx.problem_help(
+                        "the number of decisions that are kept is out of range",
+                        format!("at most {CACHE_ENTRIES}; `0` keeps none"),
+                    );
+                });
+            }
+        });
     }
 
     fn hidden(&self, cx: &mut Compile) -> Vec<HeaderName> {
@@ -234,6 +382,10 @@ impl PolicyConfig {
         for header in &self.hidden_headers {
             part(header.as_bytes());
         }
+        let cache = &self.decision_cache;
+        part(cache.lifetime.to_string().as_bytes());
+        part(&cache.max_bytes.get().to_be_bytes());
+        part(&cache.max_entries.to_be_bytes());
         context
             .finish()
             .as_ref()
@@ -248,7 +400,7 @@ fn program(
     data: &crate::document::Value,
     choice: Choice,
     budget: &BudgetConfig,
-) -> Result<Program, Vec<Remark>> {
+) -> Result<(Program, Reads), Vec<Remark>> {
     let file = job
         .modules
         .first()
@@ -259,7 +411,8 @@ fn program(
         .into_iter()
         .filter(|(file, _)| !check::is_test_file(file))
         .collect();
-    let engine = rego::parse(&live, data)?;
+    let mut engine = rego::parse(&live, data)?;
+    let reads = reads::of(engine.get_modules(), &job.entrypoint);
     let limits = Limits {
         time: budget.time.get(),
         instructions: job.instructions,
@@ -269,6 +422,7 @@ fn program(
         Choice::Rvm => Program::compiled(engine, &job.entrypoint, limits),
         Choice::Interpreter => Program::interpreted(engine, &job.entrypoint, limits),
     }
+    .map(|program| (program, reads))
     .map_err(|text| vec![Remark::from_engine(&file, &text)])
 }
 

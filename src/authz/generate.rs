@@ -135,7 +135,14 @@ impl Generator {
             0 => None,
             1 => Some(Value::Null),
             2 => Some(Value::from(self.rng.random::<bool>())),
-            3 => Some(Value::from(self.rng.random_range(-2..100_i64))),
+            3 if self.rng.random() => Some(Value::from(self.rng.random_range(-2..100_i64))),
+            // A time in nanoseconds, on some hour of three days.
+            3 => {
+                let hours = self.rng.random_range(0..72_i64);
+                Some(Value::from(
+                    1_768_435_200_000_000_000 + hours * 3_600_000_000_000,
+                ))
+            }
             4 => Some(Value::from("")),
             5 => Some(Value::new_array()),
             6 => Some(Value::new_object()),

@@ -5,7 +5,8 @@
 //! `identity`, `source.tls` and `source.tls.client_certificate` are `null` when there is none, so
 //! that a policy can tell "none" from a misspelt name.
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
@@ -14,6 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::RouteFacts;
+use super::reads::Step;
 use crate::document::{Value, string, strings};
 use crate::request::InboundRequest;
 use crate::tls::PeerCertificate;
@@ -117,64 +119,257 @@ fn record<const N: usize>(members: [(&Value, Value); N]) -> Value {
     )
 }
 
-/// Builds the document. `identity` is the caller's ready part, shared and not copied.
+/// Which members of the document a policy can read: the others need not be made. Where the document
+/// of a policy lacks a member, no rule of the policy could have told.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    /// Names of headers; `None` when all may be read.
+    headers: Option<BTreeSet<String>>,
+    flags: Flags,
+}
+
+macro_rules! flags {
+    ($($field:ident = $path:literal),* $(,)?) => {
+        /// The members, looked up once.
+        #[derive(Debug, Clone, Copy)]
+        struct Flags { $($field: bool),* }
+
+        impl Flags {
+            fn of(wants: impl Fn(&str) -> bool) -> Self {
+                Self { $($field: wants($path)),* }
+            }
+        }
+    };
+}
+
+flags!(
+    version = "version",
+    identity = "identity",
+    signals = "signals",
+    request = "request.",
+    id = "request.id",
+    method = "request.method",
+    scheme = "request.scheme",
+    host = "request.host",
+    path = "request.path",
+    segments = "request.segments",
+    query = "request.query",
+    headers = "request.headers",
+    protocol = "request.protocol",
+    received_at = "request.received_at",
+    received_at_ns = "request.received_at_ns",
+    source = "source.",
+    address = "source.address",
+    port = "source.port",
+    tls = "source.tls",
+    route = "route.",
+    name = "route.name",
+    params = "route.params",
+    labels = "route.labels",
+);
+
+impl Wanted {
+    /// Everything.
+    #[cfg(test)]
+    pub(super) fn all() -> Self {
+        Self::by(&[Vec::new()])
+    }
+
+    /// What these paths lead to, with all that lies below.
+    pub(super) fn by(paths: &[Vec<Step>]) -> Self {
+        // Of one name, or two.
+        let mut members = BTreeSet::new();
+        let mut headers = Some(BTreeSet::new());
+        for path in paths {
+            let mut names = path.iter().map_while(|step| match step {
+                Step::Name(name) => Some(name.as_str()),
+                Step::Index(_) => None,
+            });
+            let (first, second, third) = (names.next(), names.next(), names.next());
+            members.insert(match (first, second) {
+                (None, _) => String::new(),
+                (Some(first), None) => first.to_owned(),
+                (Some(first), Some(second)) => format!("{first}.{second}"),
+            });
+            match (first, second, third) {
+                (Some("request"), Some("headers"), Some(name)) => {
+                    if let Some(headers) = &mut headers {
+                        headers.insert(name.to_owned());
+                    }
+                }
+                (None, ..) | (Some("request"), None | Some("headers"), _) => headers = None,
+                _ => {}
+            }
+        }
+        let flags = Flags::of(|path| {
+            let (first, second) = path.split_once('.').unwrap_or((path, ""));
+            members.contains("")
+                || members.contains(first)
+                || members.contains(path)
+                // The object itself, for whatever is read of it.
+                || members.iter().any(|member| match member.split_once('.') {
+                    Some((outer, _)) => outer == first && (second.is_empty()),
+                    None => false,
+                })
+        });
+        Self { headers, flags }
+    }
+}
+
+/// An object of those members that are wanted.
+struct Record(BTreeMap<Value, Value>);
+
+impl Record {
+    fn new() -> Self {
+        Self(BTreeMap::new())
+    }
+
+    fn with(mut self, wanted: bool, key: &Value, value: impl FnOnce() -> Value) -> Self {
+        if wanted {
+            self.0.insert(key.clone(), value());
+        }
+        self
+    }
+
+    fn try_with(
+        mut self,
+        wanted: bool,
+        key: &Value,
+        value: impl FnOnce() -> Result<Value, Unreadable>,
+    ) -> Result<Self, Unreadable> {
+        if wanted {
+            self.0.insert(key.clone(), value()?);
+        }
+        Ok(self)
+    }
+
+    fn done(self) -> Value {
+        Value::from(self.0)
+    }
+}
+
+/// Builds the document, as far as it is wanted. `identity` is the caller's ready part, shared and
+/// not copied.
 ///
 /// # Errors
 /// [`Unreadable`] when the document would not be the whole request.
-pub fn document(
+pub(super) fn document(
     request: &InboundRequest,
     route: &RouteFacts<'_>,
     identity: Option<&Value>,
     hidden: &[HeaderName],
+    wanted: &Wanted,
+) -> Result<Value, Unreadable> {
+    readable(request)?;
+    let k = &*KEYS;
+    let of = &wanted.flags;
+    Ok(Record::new()
+        .with(of.version, &k.version, || Value::from(1u64))
+        .try_with(of.request, &k.request, || {
+            of_request(request, hidden, wanted)
+        })?
+        .try_with(of.source, &k.source, || of_source(request, of))?
+        .with(of.identity, &k.identity, || {
+            identity.cloned().unwrap_or(Value::Null)
+        })
+        .with(of.signals, &k.signals, || SIGNALS.clone())
+        .with(of.route, &k.route, || {
+            Record::new()
+                .with(of.name, &k.name, || string(route.name))
+                .with(of.params, &k.params, || params(route))
+                .with(of.labels, &k.labels, || route.labels.clone())
+                .done()
+        })
+        .done())
+}
+
+/// Whether the request has a document: whatever of it a policy reads.
+///
+/// # Errors
+/// As [`document`].
+pub(super) fn readable(request: &InboundRequest) -> Result<(), Unreadable> {
+    if let Some(query) = &request.query
+        && pairs(query).nth(MAX_QUERY_PARAMETERS).is_some()
+    {
+        return Err(Unreadable::QueryParameters);
+    }
+    let tls = request.conn.tls.as_ref();
+    if let Some(certificate) = tls.and_then(|tls| tls.peer_certificate.as_ref()) {
+        instant(certificate.not_after)?;
+    }
+    since_epoch(request.received_at).map(|_| ())
+}
+
+/// The values of the path template.
+pub(super) fn params(route: &RouteFacts<'_>) -> Value {
+    Value::from(
+        route
+            .params
+            .iter()
+            .map(|(name, value)| (string(name), Value::from(value.as_str())))
+            .collect::<BTreeMap<_, _>>(),
+    )
+}
+
+fn of_request(
+    request: &InboundRequest,
+    hidden: &[HeaderName],
+    wanted: &Wanted,
 ) -> Result<Value, Unreadable> {
     let k = &*KEYS;
-    Ok(record([
-        (&k.version, Value::from(1u64)),
-        (&k.request, of_request(request, hidden)?),
-        (&k.source, of_source(request)?),
-        (&k.identity, identity.cloned().unwrap_or(Value::Null)),
-        (&k.signals, SIGNALS.clone()),
-        (
-            &k.route,
-            record([
-                (&k.name, string(route.name)),
-                (
-                    &k.params,
-                    Value::from(
-                        route
-                            .params
-                            .iter()
-                            .map(|(name, value)| (string(name), Value::from(value.as_str())))
-                            .collect::<BTreeMap<_, _>>(),
-                    ),
-                ),
-                (&k.labels, route.labels.clone()),
-            ]),
-        ),
-    ]))
+    let of = &wanted.flags;
+    Ok(Record::new()
+        .with(of.id, &k.id, || Value::from(request.id.as_str()))
+        .with(of.method, &k.method, || {
+            Value::from(request.method.as_str())
+        })
+        .with(of.scheme, &k.scheme, || {
+            Value::from(request.scheme.as_str())
+        })
+        .with(of.host, &k.host, || Value::from(request.host.name()))
+        .with(of.path, &k.path, || Value::from(request.path.as_str()))
+        .with(of.segments, &k.segments, || {
+            Value::from(request.path.segments().map(Value::from).collect::<Vec<_>>())
+        })
+        .try_with(of.query, &k.query, || {
+            query(request.query.as_deref().unwrap_or(""))
+        })?
+        .with(of.headers, &k.headers, || match &wanted.headers {
+            None => headers(request, hidden),
+            Some(names) => some_headers(request, hidden, names),
+        })
+        .with(of.protocol, &k.protocol, || {
+            Value::from(protocol(request.version))
+        })
+        .try_with(of.received_at, &k.received_at, || {
+            rfc3339(request.received_at)
+        })?
+        .try_with(of.received_at_ns, &k.received_at_ns, || {
+            nanoseconds(request.received_at)
+        })?
+        .done())
 }
 
-fn of_request(request: &InboundRequest, hidden: &[HeaderName]) -> Result<Value, Unreadable> {
-    let k = &*KEYS;
-    Ok(record([
-        (&k.id, string(request.id.shared())),
-        (&k.method, Value::from(request.method.as_str())),
-        (&k.scheme, Value::from(request.scheme.as_str())),
-        (&k.host, Value::from(request.host.name())),
-        (&k.path, Value::from(request.path.as_str())),
-        (
-            &k.segments,
-            Value::from(request.path.segments().map(Value::from).collect::<Vec<_>>()),
-        ),
-        (&k.query, query(request.query.as_deref().unwrap_or(""))?),
-        (&k.headers, headers(request, hidden)),
-        (&k.protocol, Value::from(protocol(request.version))),
-        (&k.received_at, rfc3339(request.received_at)?),
-        (&k.received_at_ns, nanoseconds(request.received_at)?),
-    ]))
+/// Those of the visible headers that have these names.
+fn some_headers(
+    request: &InboundRequest,
+    hidden: &[HeaderName],
+    names: &BTreeSet<String>,
+) -> Value {
+    let visible = |name: &String| {
+        HeaderName::from_lowercase(name.as_bytes()).is_ok_and(|name| is_visible(&name, hidden))
+    };
+    let members = names
+        .iter()
+        .filter(|name| visible(name))
+        .filter_map(|name| {
+            let value = header(request, name)?;
+            Some((Value::from(name.as_str()), Value::from(value.as_ref())))
+        });
+    Value::from(members.collect::<BTreeMap<_, _>>())
 }
 
-fn protocol(version: Version) -> &'static str {
+pub(super) fn protocol(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "HTTP/1.0",
         Version::HTTP_11 => "HTTP/1.1",
@@ -184,56 +379,78 @@ fn protocol(version: Version) -> &'static str {
     }
 }
 
-/// Names are in lower case; several fields of one name are joined with `, ` in their order
-/// (RFC 9110 section 5.3). Bytes that are no UTF-8 become U+FFFD, each sequence one: the header is
-/// there, and equals nothing that a policy would compare it with.
-fn headers(request: &InboundRequest, hidden: &[HeaderName]) -> Value {
+/// Whether policies see a header.
+pub(super) fn is_visible(name: &HeaderName, hidden: &[HeaderName]) -> bool {
+    !CREDENTIALS.contains(&name.as_str()) && !hidden.contains(name)
+}
+
+/// The headers that policies see.
+pub(super) fn headers(request: &InboundRequest, hidden: &[HeaderName]) -> Value {
     let mut members = BTreeMap::new();
     for name in request.headers.keys() {
-        if CREDENTIALS.contains(&name.as_str()) || hidden.contains(name) {
-            continue;
+        if is_visible(name, hidden)
+            && let Some(value) = header(request, name.as_str())
+        {
+            members.insert(Value::from(name.as_str()), Value::from(value.as_ref()));
         }
-        let mut fields = request.headers.get_all(name).iter();
-        let mut value = fields
-            .next()
-            .map(|field| String::from_utf8_lossy(field.as_bytes()))
-            .unwrap_or_default();
-        for field in fields {
-            let value = value.to_mut();
-            value.push_str(", ");
-            value.push_str(&String::from_utf8_lossy(field.as_bytes()));
-        }
-        members.insert(Value::from(name.as_str()), Value::from(value.as_ref()));
     }
     Value::from(members)
+}
+
+/// One header. Names are in lower case; several fields of one name are joined with `, ` in their
+/// order (RFC 9110 section 5.3). Bytes that are no UTF-8 become U+FFFD, each sequence one: the
+/// header is there, and equals nothing that a policy would compare it with.
+pub(super) fn header<'r>(request: &'r InboundRequest, name: &str) -> Option<Cow<'r, str>> {
+    let mut fields = request.headers.get_all(name).iter();
+    let mut value = String::from_utf8_lossy(fields.next()?.as_bytes());
+    for field in fields {
+        let value = value.to_mut();
+        value.push_str(", ");
+        value.push_str(&String::from_utf8_lossy(field.as_bytes()));
+    }
+    Some(value)
 }
 
 /// Parameters as forms have them: parted by `&`, `+` is a space, percent signs decoded; the values
 /// of a name in their order. A percent sign without two digits stands for itself, and bytes that
 /// are no UTF-8 become U+FFFD.
-fn query(query: &str) -> Result<Value, Unreadable> {
-    let mut members: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-    let mut count = 0;
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        count += 1;
-        if count > MAX_QUERY_PARAMETERS {
+pub(super) fn query(query: &str) -> Result<Value, Unreadable> {
+    let mut members: BTreeMap<Cow<'_, str>, Vec<Value>> = BTreeMap::new();
+    for (count, (name, value)) in pairs(query).enumerate() {
+        if count >= MAX_QUERY_PARAMETERS {
             return Err(Unreadable::QueryParameters);
         }
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         members
             .entry(decode(name))
             .or_default()
-            .push(Value::from(decode(value)));
+            .push(Value::from(decode(value).as_ref()));
     }
     Ok(Value::from(
         members
             .into_iter()
-            .map(|(name, values)| (Value::from(name), Value::from(values)))
+            .map(|(name, values)| (Value::from(name.as_ref()), Value::from(values)))
             .collect::<BTreeMap<_, _>>(),
     ))
 }
 
-fn decode(text: &str) -> String {
+/// The values of one parameter, in their order.
+pub(super) fn parameter<'q>(query: &'q str, name: &str) -> impl Iterator<Item = Cow<'q, str>> {
+    pairs(query)
+        .filter(move |(known, _)| decode(known) == name)
+        .map(|(_, value)| decode(value))
+}
+
+fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+fn decode(text: &str) -> Cow<'_, str> {
+    if !text.bytes().any(|byte| matches!(byte, b'+' | b'%')) {
+        return Cow::Borrowed(text);
+    }
     let hex = |byte: Option<&u8>| {
         byte.and_then(|byte| char::from(*byte).to_digit(16))
             .and_then(|digit| u8::try_from(digit).ok())
@@ -255,40 +472,50 @@ fn decode(text: &str) -> String {
             other => decoded.push(other),
         }
     }
-    String::from_utf8(decoded)
-        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    let decoded = String::from_utf8(decoded)
+        .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+    Cow::Owned(decoded)
 }
 
-fn of_source(request: &InboundRequest) -> Result<Value, Unreadable> {
+fn of_source(request: &InboundRequest, of: &Flags) -> Result<Value, Unreadable> {
     let k = &*KEYS;
-    let tls = match &request.conn.tls {
-        None => Value::Null,
-        Some(tls) => record([
-            (&k.version, Value::from(tls.version)),
-            (&k.sni, tls.server_name.as_ref().map_or(Value::Null, string)),
-            (
-                &k.client_certificate,
-                match &tls.peer_certificate {
-                    None => Value::Null,
-                    Some(certificate) => of_certificate(certificate)?,
-                },
-            ),
-        ]),
-    };
-    // Behind a trusted proxy the connection's port is the proxy's, not the client's.
-    let port = if request.via_trusted_proxy {
-        Value::Null
-    } else {
-        Value::from(u64::from(request.conn.peer.port()))
+    Ok(Record::new()
+        .with(of.address, &k.address, || {
+            Value::from(request.client.to_string())
+        })
+        .with(of.port, &k.port, || {
+            port(request).map_or(Value::Null, Value::from)
+        })
+        .try_with(of.tls, &k.tls, || tls(request))?
+        .done())
+}
+
+/// Behind a trusted proxy the connection's port is the proxy's, not the client's.
+pub(super) fn port(request: &InboundRequest) -> Option<u64> {
+    (!request.via_trusted_proxy).then(|| u64::from(request.conn.peer.port()))
+}
+
+/// The facts of the connection's TLS session.
+pub(super) fn tls(request: &InboundRequest) -> Result<Value, Unreadable> {
+    let k = &*KEYS;
+    let Some(tls) = &request.conn.tls else {
+        return Ok(Value::Null);
     };
     Ok(record([
-        (&k.address, Value::from(request.client.to_string())),
-        (&k.port, port),
-        (&k.tls, tls),
+        (&k.version, Value::from(tls.version)),
+        (&k.sni, tls.server_name.as_ref().map_or(Value::Null, string)),
+        (
+            &k.client_certificate,
+            match &tls.peer_certificate {
+                None => Value::Null,
+                Some(shown) => certificate(shown)?,
+            },
+        ),
     ]))
 }
 
-fn of_certificate(certificate: &Arc<PeerCertificate>) -> Result<Value, Unreadable> {
+/// The facts of a client certificate.
+pub(super) fn certificate(certificate: &Arc<PeerCertificate>) -> Result<Value, Unreadable> {
     let k = &*KEYS;
     let sans = &certificate.sans;
     Ok(record([
@@ -316,7 +543,7 @@ fn of_certificate(certificate: &Arc<PeerCertificate>) -> Result<Value, Unreadabl
     ]))
 }
 
-fn rfc3339(at: SystemTime) -> Result<Value, Unreadable> {
+fn instant(at: SystemTime) -> Result<OffsetDateTime, Unreadable> {
     // Certificates may end in 9999; the conversion itself panics beyond what the type holds.
     let since = at
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -324,18 +551,27 @@ fn rfc3339(at: SystemTime) -> Result<Value, Unreadable> {
     let seconds = i64::try_from(since.as_secs()).map_err(|_| Unreadable::Time)?;
     OffsetDateTime::from_unix_timestamp(seconds)
         .and_then(|whole| whole.replace_nanosecond(since.subsec_nanos()))
+        .map_err(|_| Unreadable::Time)
+}
+
+fn rfc3339(at: SystemTime) -> Result<Value, Unreadable> {
+    instant(at)?
+        .format(&Rfc3339)
         .ok()
-        .and_then(|at| at.format(&Rfc3339).ok())
         .map(Value::from)
         .ok_or(Unreadable::Time)
 }
 
-fn nanoseconds(at: SystemTime) -> Result<Value, Unreadable> {
+/// Nanoseconds since 1970; those that fit end in 2554, long before the dates that can be written.
+fn since_epoch(at: SystemTime) -> Result<u64, Unreadable> {
     at.duration_since(SystemTime::UNIX_EPOCH)
         .ok()
         .and_then(|since| u64::try_from(since.as_nanos()).ok())
-        .map(Value::from)
         .ok_or(Unreadable::Time)
+}
+
+fn nanoseconds(at: SystemTime) -> Result<Value, Unreadable> {
+    since_epoch(at).map(Value::from)
 }
 
 #[cfg(test)]
@@ -356,6 +592,7 @@ mod tests {
             local: "192.0.2.1:443".parse().unwrap(),
             tls,
             ambiguous_head: None,
+            forwarded: Default::default(),
         })
     }
 
@@ -397,7 +634,7 @@ mod tests {
             params: &[("id".into(), "42".to_owned())],
             labels: &object([("team", Value::from("orders"))]),
         };
-        document(request, &route, None, hidden).unwrap()
+        document(request, &route, None, hidden, &Wanted::all()).unwrap()
     }
 
     #[test]
@@ -425,7 +662,7 @@ mod tests {
         };
         let identity = object([("subject", Value::from("alice"))]);
         let hidden = [HeaderName::from_static("x-legacy-token")];
-        let found = document(&request, &route, Some(&identity), &hidden).unwrap();
+        let found = document(&request, &route, Some(&identity), &hidden, &Wanted::all()).unwrap();
         let text =
             include_str!("testdata/input-v1.json").replace("REQUEST-ID", request.id.as_str());
         let expected = from_json(text.as_bytes()).unwrap();

@@ -3,12 +3,16 @@
 //! A policy is Rego: files are found by `load`, kept from harm by `guard`, `check` (with `graph`) and
 //! `hazard`, tried by `gate` (in a process of its own, `child`), and run by `rego`, on the bytecode
 //! machine when `subset` knows all its forms. What it sees is [`input`],
-//! what its answer means is `answer`. No authentication, no limits, no status codes beyond those a
+//! what its answer means is `answer`. What it can see is told by `reads` from its source, and written
+//! down by `projection`; a question that was asked before is answered from `cache`. No authentication, no limits, no status codes beyond those a
 //! policy chooses.
 
 #[cfg(test)]
 mod agreement;
 mod answer;
+mod cache;
+#[cfg(test)]
+mod cache_tests;
 mod check;
 mod child;
 mod config;
@@ -16,10 +20,13 @@ mod gate;
 mod generate;
 mod graph;
 mod guard;
+mod guarded;
 mod hazard;
 pub mod input;
 mod load;
 mod negation;
+mod projection;
+mod reads;
 mod rego;
 mod remark;
 mod subset;
@@ -28,7 +35,7 @@ mod syntax;
 mod tests;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
@@ -38,13 +45,15 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::authn::Caller;
 use crate::document::Value;
-use crate::metrics::Metrics;
+use crate::metrics::{Lookup, PolicyMetrics};
 use crate::request::InboundRequest;
 
 pub use child::{GATE_ARGUMENT, GATE_TIME, gate_child, set_gate_program};
-pub use config::{BudgetConfig, PolicyConfig};
+pub use config::{BudgetConfig, DecisionCacheConfig, PolicyConfig};
 
 use answer::{Face, Verdict};
+use cache::{Answer, Answers, Bounds, MAX_QUESTION};
+use projection::{Projection, Question};
 use rego::{Machine, Outcome, Program};
 use remark::Remark;
 
@@ -54,7 +63,7 @@ pub struct Permit {
     /// Who was allowed.
     pub caller: Caller,
     /// What the policy said beside yes.
-    pub advice: Advice,
+    pub advice: Arc<Advice>,
     /// Which policy, and which revision of it, decided.
     pub decided_by: DecidedBy,
     _seal: Seal,
@@ -220,21 +229,32 @@ struct Compiled {
     digest: String,
     files: Vec<PathBuf>,
     hidden_headers: Vec<HeaderName>,
+    /// What of the document it can read.
+    wanted: input::Wanted,
+    /// What its decisions depend on, and how many of them are kept; `None` when none are.
+    remembered: Option<(Projection, Bounds)>,
     /// Warnings, told again when a reload takes the policy over.
     warnings: Vec<Remark>,
-    metrics: Arc<Metrics>,
+    metrics: PolicyMetrics,
 }
 
-/// The evaluation machines of one core; made once per worker, filled as policies are first used.
+/// The evaluation machines of one core, with the answers that they gave; made once per worker,
+/// filled as policies are first used.
 #[derive(Default)]
 pub struct Machines {
-    by_policy: RefCell<HashMap<Arc<str>, Slot>>,
+    by_program: RefCell<BTreeMap<u64, Slot>>,
 }
 
+/// What one core keeps of a program. Another revision of a policy is another program.
 struct Slot {
-    /// The program the machine holds; weak, so that a dropped policy's machine can be told.
+    policy: Arc<str>,
+    /// Tells when the policy was dropped.
     program: Weak<Program>,
-    machine: Machine,
+    /// Absent while it runs, and after anything but an answer.
+    machine: Option<Machine>,
+    answers: Option<Answers>,
+    /// Where questions are written; kept for its memory.
+    question: Vec<u8>,
 }
 
 impl fmt::Debug for Machines {
@@ -245,28 +265,35 @@ impl fmt::Debug for Machines {
 }
 
 impl Machines {
-    /// The machine of this very program, ready to use; another revision's is dropped.
-    fn take(&self, policy: &str, program: &Arc<Program>) -> Result<Machine, String> {
-        let slot = self.by_policy.borrow_mut().remove(policy);
-        match slot {
-            // The weak pointer keeps the address from being given to another program.
-            Some(slot) if std::ptr::eq(slot.program.as_ptr(), Arc::as_ptr(program)) => {
-                Ok(slot.machine)
-            }
-            _ => {
-                self.by_policy
-                    .borrow_mut()
-                    .retain(|_, slot| slot.program.strong_count() > 0);
-                Machine::new(program)
-            }
+    /// The slot of this very program. When it is new, those of dropped policies go, and that of
+    /// another revision.
+    fn with<T>(
+        &self,
+        policy: &Arc<str>,
+        compiled: &Compiled,
+        work: impl FnOnce(&mut Slot) -> T,
+    ) -> T {
+        let mut slots = self.by_program.borrow_mut();
+        let id = compiled.program.id();
+        if let Some(slot) = slots.get_mut(&id) {
+            return work(slot);
         }
+        slots.retain(|_, slot| slot.program.strong_count() > 0 && slot.policy != *policy);
+        let bounds = compiled.remembered.as_ref().map(|(_, bounds)| *bounds);
+        work(slots.entry(id).or_insert(Slot {
+            policy: Arc::clone(policy),
+            program: Arc::downgrade(&compiled.program),
+            machine: None,
+            answers: bounds.map(Answers::new),
+            question: Vec::new(),
+        }))
     }
 
-    fn give_back(&self, policy: &Arc<str>, program: &Arc<Program>, machine: Machine) {
-        let program = Arc::downgrade(program);
-        self.by_policy
-            .borrow_mut()
-            .insert(Arc::clone(policy), Slot { program, machine });
+    /// How many machines are ready.
+    #[cfg(test)]
+    fn ready(&self) -> usize {
+        let slots = self.by_program.borrow();
+        slots.values().filter(|slot| slot.machine.is_some()).count()
     }
 }
 
@@ -305,6 +332,26 @@ impl Policy {
         }
     }
 
+    /// What it sees of a request: the document, as far as its rules can read it; `None` for
+    /// [`Policy::public`].
+    ///
+    /// # Errors
+    /// [`input::Unreadable`] when the document would not be the whole request.
+    pub fn input(
+        &self,
+        request: &InboundRequest,
+        route: &RouteFacts<'_>,
+        caller: &Caller,
+    ) -> Result<Option<Value>, input::Unreadable> {
+        match &self.rules {
+            Rules::Public => Ok(None),
+            Rules::Rego(compiled) => {
+                let question = compiled.question(request, route, caller);
+                compiled.input(&question).map(Some)
+            }
+        }
+    }
+
     /// Decides one request. Only the literal `true`, or an object with `"allow": true`, allows.
     pub fn decide(
         &self,
@@ -314,55 +361,93 @@ impl Policy {
         caller: Caller,
     ) -> Decision {
         let compiled = match &self.rules {
-            Rules::Public => return self.permit(caller, Advice::default()),
+            Rules::Public => return self.permit(caller, Arc::default()),
             Rules::Rego(compiled) => compiled,
         };
-        let begun = Instant::now();
-        let identity = caller.identity().map(|identity| &identity.document);
-        let verdict = input::document(request, route, identity, &compiled.hidden_headers)
-            .map_err(|error| (Reason::Error, error.to_string()))
-            .and_then(|input| self.evaluate(machines, &compiled.program, input));
-        let decision = match verdict {
-            Ok(Verdict::Allow(advice)) => self.permit(caller, advice),
-            Ok(Verdict::Deny(face)) => Decision::Deny(self.refused(face)),
-            Ok(Verdict::Undefined) => Decision::Deny(self.denial(Reason::Undefined, None)),
-            Ok(Verdict::Broken(why)) => Decision::Deny(self.denial(Reason::Answer, Some(why))),
-            Err((reason, why)) => Decision::Deny(self.denial(reason, Some(why))),
-        };
-        let policy = &self.decided_by.policy;
-        compiled
-            .metrics
-            .policy_decision(policy, decision.outcome(), begun.elapsed());
-        if matches!(&decision, Decision::Deny(denial) if denial.reason == Reason::Budget) {
-            compiled.metrics.policy_budget_overrun(policy);
+        let question = compiled.question(request, route, &caller);
+        if let Err(error) = input::readable(request) {
+            let denial = self.denial(Reason::Error, Some(error.to_string()));
+            compiled.metrics.decided("error", None);
+            return Decision::Deny(denial);
         }
-        decision
+        let policy = &self.decided_by.policy;
+        let (known, asked) =
+            machines.with(policy, compiled, |slot| compiled.recall(slot, &question));
+        if let Some(answer) = known {
+            let decision = self.answered(answer, caller);
+            compiled.metrics.decided(decision.outcome(), None);
+            return decision;
+        }
+        match self.evaluated(machines, compiled, &question, asked) {
+            Ok(answer) => self.answered(answer, caller),
+            Err(denial) => Decision::Deny(*denial),
+        }
     }
 
-    /// Runs the program on this worker's machine. A machine that did anything but answer is
-    /// thrown away: nobody knows what it was left with.
-    fn evaluate(
+    /// Asks the policy; keeps what it answers if the question stands in the slot.
+    fn evaluated(
         &self,
         machines: &Machines,
-        program: &Arc<Program>,
-        input: Value,
-    ) -> Result<Verdict, (Reason, String)> {
+        compiled: &Compiled,
+        question: &Question<'_>,
+        asked: bool,
+    ) -> Result<Answer, Box<Denial>> {
+        let begun = Instant::now();
         let policy = &self.decided_by.policy;
-        let mut machine = machines
-            .take(policy, program)
-            .map_err(|why| (Reason::Error, why))?;
-        match machine.run(input) {
+        let request = question.request;
+        let outcome = match compiled.input(question) {
+            Ok(input) => compiled.evaluate(policy, machines, input),
+            Err(error) => Outcome::Error(error.to_string()),
+        };
+        let answer = match outcome {
             Outcome::Answer(value) => {
-                machines.give_back(policy, program, machine);
-                Ok(answer::read(&value))
+                let size = answer::weight(&value);
+                match answer::read(&value) {
+                    Verdict::Allow(advice) => Ok((Answer::Allow(Arc::new(advice)), size)),
+                    Verdict::Deny(face) => Ok((Answer::Deny(Arc::new(face)), size)),
+                    Verdict::Undefined => Err((Reason::Undefined, None)),
+                    Verdict::Broken(why) => Err((Reason::Answer, Some(why))),
+                }
             }
-            Outcome::Error(why) => Err((Reason::Error, why)),
-            Outcome::Budget(why) => Err((Reason::Budget, why)),
-            Outcome::Panic(why) => Err((Reason::Panic, why)),
+            Outcome::Error(why) => Err((Reason::Error, Some(why))),
+            Outcome::Budget(why) => Err((Reason::Budget, Some(why))),
+            Outcome::Panic(why) => Err((Reason::Panic, Some(why))),
+        };
+        let word = match &answer {
+            Ok((Answer::Allow(_), _)) => "allow",
+            Ok((Answer::Deny(_), _)) => "deny",
+            Err((reason, _)) => reason.outcome(),
+        };
+        compiled.metrics.decided(word, Some(begun.elapsed()));
+        match answer {
+            Ok((answer, size)) => {
+                if asked {
+                    machines.with(policy, compiled, |slot| {
+                        if let Some(answers) = &mut slot.answers {
+                            let (identity, now) = (question.identity, request.received_at);
+                            answers.keep(&slot.question, answer.clone(), size, identity, now);
+                        }
+                    });
+                }
+                Ok(answer)
+            }
+            Err((reason, why)) => {
+                if reason == Reason::Budget {
+                    compiled.metrics.overrun();
+                }
+                Err(Box::new(self.denial(reason, why)))
+            }
         }
     }
 
-    fn permit(&self, caller: Caller, advice: Advice) -> Decision {
+    fn answered(&self, answer: Answer, caller: Caller) -> Decision {
+        match answer {
+            Answer::Allow(advice) => self.permit(caller, advice),
+            Answer::Deny(face) => Decision::Deny(self.refused(&face)),
+        }
+    }
+
+    fn permit(&self, caller: Caller, advice: Arc<Advice>) -> Decision {
         Decision::Allow(Permit {
             caller,
             advice,
@@ -371,13 +456,14 @@ impl Policy {
         })
     }
 
-    fn refused(&self, face: Face) -> Denial {
+    fn refused(&self, face: &Face) -> Denial {
+        let reason = face.reason.as_deref().unwrap_or("policy.denied");
         Denial {
-            reason: Reason::Policy(face.reason.unwrap_or_else(|| "policy.denied".to_owned())),
+            reason: Reason::Policy(reason.to_owned()),
             status: face.status,
-            message: face.message,
-            headers: face.headers,
-            step_up: face.step_up,
+            message: face.message.clone(),
+            headers: face.headers.clone(),
+            step_up: face.step_up.clone(),
             decided_by: self.decided_by.clone(),
             detail: None,
         }
@@ -396,19 +482,83 @@ impl Policy {
     }
 }
 
+impl Compiled {
+    fn question<'q>(
+        &'q self,
+        request: &'q InboundRequest,
+        route: &'q RouteFacts<'q>,
+        caller: &'q Caller,
+    ) -> Question<'q> {
+        Question {
+            request,
+            route,
+            identity: caller.identity(),
+            hidden: &self.hidden_headers,
+        }
+    }
+
+    fn input(&self, question: &Question<'_>) -> Result<Value, input::Unreadable> {
+        let identity = question.identity.map(|identity| &identity.document);
+        let (request, route) = (question.request, question.route);
+        input::document(request, route, identity, question.hidden, &self.wanted)
+    }
+
+    /// The answer given before, and whether the slot now holds the question for one that is new.
+    fn recall(&self, slot: &mut Slot, question: &Question<'_>) -> (Option<Answer>, bool) {
+        let (Some((projection, _)), Some(answers)) = (&self.remembered, &mut slot.answers) else {
+            return (None, false);
+        };
+        slot.question.clear();
+        let Ok(true) = projection.write(question, MAX_QUESTION, &mut slot.question) else {
+            self.metrics.looked_up(Lookup::Bypass);
+            return (None, false);
+        };
+        let known = answers.get(&slot.question, question.request.received_at);
+        let lookup = if known.is_some() {
+            Lookup::Hit
+        } else {
+            Lookup::Miss
+        };
+        self.metrics.looked_up(lookup);
+        (known, true)
+    }
+
+    /// Runs the program on this worker's machine. A machine that did anything but answer is
+    /// thrown away: nobody knows what it was left with.
+    fn evaluate(&self, policy: &Arc<str>, machines: &Machines, input: Value) -> Outcome {
+        let ready = machines.with(policy, self, |slot| slot.machine.take());
+        let mut machine = match ready.map_or_else(|| Machine::new(&self.program), Ok) {
+            Ok(machine) => machine,
+            Err(why) => return Outcome::Error(why),
+        };
+        let outcome = machine.run(input);
+        if matches!(outcome, Outcome::Answer(_)) {
+            machines.with(policy, self, |slot| slot.machine = Some(machine));
+        }
+        outcome
+    }
+}
+
+impl Reason {
+    /// A word for metrics.
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Policy(_) => "deny",
+            Self::Undefined => "undefined",
+            Self::Answer => "answer",
+            Self::Error => "error",
+            Self::Budget => "budget",
+            Self::Panic => "panic",
+        }
+    }
+}
+
 impl Decision {
     /// A word for metrics: `allow`, `deny` or what went wrong.
     fn outcome(&self) -> &'static str {
         match self {
             Self::Allow(_) => "allow",
-            Self::Deny(denial) => match denial.reason {
-                Reason::Policy(_) => "deny",
-                Reason::Undefined => "undefined",
-                Reason::Answer => "answer",
-                Reason::Error => "error",
-                Reason::Budget => "budget",
-                Reason::Panic => "panic",
-            },
+            Self::Deny(denial) => denial.reason.outcome(),
         }
     }
 }
@@ -420,7 +570,7 @@ impl Permit {
     pub(crate) fn for_tests(caller: Caller, advice: Advice) -> Self {
         Self {
             caller,
-            advice,
+            advice: Arc::new(advice),
             decided_by: DecidedBy {
                 policy: "test".into(),
                 revision: "0000000000000000".into(),

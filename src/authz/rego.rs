@@ -2,12 +2,14 @@
 //!
 //! A program runs on regorus's bytecode machine where the gate found it to agree with the
 //! interpreter, else on the interpreter. Both are told to raise every error of a builtin: OPA's
-//! habit of turning them into "undefined" would let a rule that says no vanish.
+//! habit of turning them into "undefined" would let a rule that says no vanish. The machine's
+//! errors are no answer: what fails there (`guarded`) is asked again of the interpreter.
 
 use std::num::{NonZeroU32, NonZeroU64};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use regorus::languages::rego::compiler::Compiler;
 use regorus::rvm::program::Program as Bytecode;
@@ -15,6 +17,7 @@ use regorus::rvm::vm::{RegoVM, VmError};
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, LimitError, MemoryBudgetConfig, Value};
 
+use super::guarded;
 use super::remark::Remark;
 
 /// How many instructions pass between two looks at the clock.
@@ -79,8 +82,16 @@ pub(super) fn parse(sources: &[Source], data: &Value) -> Result<Engine, Vec<Rema
 /// A program that may run.
 #[derive(Debug)]
 pub(super) struct Program {
+    id: u64,
     pub(super) kind: Kind,
-    entrypoint: Arc<str>,
+    setup: Arc<Setup>,
+}
+
+/// What a machine is made from.
+#[derive(Debug)]
+pub(super) struct Setup {
+    engine: Engine,
+    entrypoint: String,
     data: Value,
     limits: Limits,
 }
@@ -89,7 +100,7 @@ pub(super) struct Program {
 #[derive(Debug)]
 pub(super) enum Kind {
     Rvm(Arc<Bytecode>),
-    Interpreter(Box<Engine>),
+    Interpreter,
 }
 
 impl Program {
@@ -104,10 +115,9 @@ impl Program {
             .compile_with_entrypoint(&entry)
             .map_err(|error| error.to_string())?;
         Ok(Self {
-            data: engine.get_data(),
-            kind: Kind::Interpreter(Box::new(engine)),
-            entrypoint: entry,
-            limits,
+            id: next_id(),
+            kind: Kind::Interpreter,
+            setup: Setup::new(engine, entrypoint, limits),
         })
     }
 
@@ -127,82 +137,139 @@ impl Program {
         .map_err(|_| "the compiler panicked".to_owned())?
         .map_err(|error| error.to_string())?;
         let program = Self {
-            data: engine.get_data(),
-            kind: Kind::Rvm(bytecode),
-            entrypoint: entry,
-            limits,
+            id: next_id(),
+            kind: Kind::Rvm(guarded::rewrite(bytecode)?),
+            setup: Setup::new(engine, entrypoint, limits),
         };
         // Rules and data at the same path show only here.
         Machine::new(&program).map(|_| program)
+    }
+
+    /// A number that no other program of this process has or will have.
+    pub(super) fn id(&self) -> u64 {
+        self.id
     }
 
     /// `rvm` or `interpreter`.
     pub(super) fn engine(&self) -> &'static str {
         match self.kind {
             Kind::Rvm(_) => "rvm",
-            Kind::Interpreter(_) => "interpreter",
+            Kind::Interpreter => "interpreter",
         }
     }
 }
 
+fn next_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Setup {
+    fn new(engine: Engine, entrypoint: &str, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            data: engine.get_data(),
+            engine,
+            entrypoint: entrypoint.to_owned(),
+            limits,
+        })
+    }
+
+    fn timer(&self) -> ExecutionTimerConfig {
+        ExecutionTimerConfig {
+            limit: self.limits.time,
+            check_interval: CLOCK_INTERVAL,
+        }
+    }
+
+    fn vm(&self, bytecode: &Arc<Bytecode>) -> Result<Box<RegoVM>, String> {
+        let mut vm = RegoVM::new();
+        vm.load_program(Arc::clone(bytecode));
+        vm.set_data(self.data.clone())
+            .map_err(|error| error.to_string())?;
+        vm.set_strict_builtin_errors(true);
+        vm.set_max_instructions(self.limits.instructions);
+        vm.set_execution_timer_config(Some(self.timer()));
+        let limit = self.limits.memory;
+        vm.set_memory_budget_config(Some(MemoryBudgetConfig { limit }));
+        Ok(Box::new(vm))
+    }
+
+    fn interpreter(&self) -> Box<Engine> {
+        let mut engine = Box::new(self.engine.clone());
+        allow(&mut engine, self.limits.time);
+        engine
+    }
+}
+
+/// The interpreter counts no memory, so it looks at the clock at every step: a value that doubles
+/// step by step is stopped by the time that copying it takes.
+fn allow(engine: &mut Engine, time: Duration) {
+    engine.set_execution_timer_config(ExecutionTimerConfig {
+        limit: time,
+        check_interval: NonZeroU32::MIN,
+    });
+}
+
 /// A program's working memory; belongs to one core.
 #[derive(Debug)]
-pub(super) enum Machine {
-    Rvm(Box<RegoVM>),
-    Interpreter(Box<Engine>, Arc<str>),
+pub(super) struct Machine {
+    running: Running,
+    setup: Arc<Setup>,
+}
+
+#[derive(Debug)]
+enum Running {
+    /// With the interpreter once it was needed.
+    Rvm(Box<RegoVM>, Arc<Bytecode>, Option<Box<Engine>>),
+    Interpreter(Box<Engine>),
 }
 
 impl Machine {
     pub(super) fn new(program: &Program) -> Result<Self, String> {
-        let timer = ExecutionTimerConfig {
-            limit: program.limits.time,
-            check_interval: CLOCK_INTERVAL,
+        let setup = Arc::clone(&program.setup);
+        let running = match &program.kind {
+            Kind::Rvm(bytecode) => Running::Rvm(setup.vm(bytecode)?, Arc::clone(bytecode), None),
+            Kind::Interpreter => Running::Interpreter(setup.interpreter()),
         };
-        match &program.kind {
-            Kind::Rvm(bytecode) => {
-                let mut vm = RegoVM::new();
-                vm.load_program(Arc::clone(bytecode));
-                vm.set_data(program.data.clone())
-                    .map_err(|error| error.to_string())?;
-                vm.set_strict_builtin_errors(true);
-                vm.set_max_instructions(program.limits.instructions);
-                vm.set_execution_timer_config(Some(timer));
-                let limit = program.limits.memory;
-                vm.set_memory_budget_config(Some(MemoryBudgetConfig { limit }));
-                Ok(Self::Rvm(Box::new(vm)))
-            }
-            Kind::Interpreter(engine) => {
-                let mut engine = engine.clone();
-                // It counts no memory, so it looks at the clock at every step: a value that doubles
-                // step by step is stopped by the time that copying it takes.
-                engine.set_execution_timer_config(ExecutionTimerConfig {
-                    check_interval: NonZeroU32::MIN,
-                    ..timer
-                });
-                Ok(Self::Interpreter(engine, Arc::clone(&program.entrypoint)))
-            }
-        }
+        Ok(Self { running, setup })
     }
 
     /// Evaluates the entry point. After anything but an answer the machine must not be used again.
     pub(super) fn run(&mut self, input: Value) -> Outcome {
         // Unwind safety: a machine that panicked is thrown away by the caller.
-        let run = catch_unwind(AssertUnwindSafe(|| match self {
-            Self::Rvm(vm) => {
-                vm.set_input(input);
+        let run = catch_unwind(AssertUnwindSafe(|| match &mut self.running {
+            Running::Rvm(vm, bytecode, interpreter) => {
+                let begun = Instant::now();
+                vm.set_input(input.clone());
                 let outcome = vm.execute().map_or_else(of_vm, Outcome::Answer);
                 // The machine outlives the request; the request's document must not.
                 vm.set_input(Value::Null);
-                outcome
+                if !matches!(outcome, Outcome::Error(_)) {
+                    return outcome;
+                }
+                // A bytecode machine that failed is not whole any more.
+                *vm = match self.setup.vm(bytecode) {
+                    Ok(vm) => vm,
+                    Err(why) => return Outcome::Error(why),
+                };
+                let engine = interpreter.get_or_insert_with(|| self.setup.interpreter());
+                // Both together have the time of one.
+                allow(
+                    engine,
+                    self.setup.limits.time.saturating_sub(begun.elapsed()),
+                );
+                asked(engine, input, &self.setup.entrypoint)
             }
-            Self::Interpreter(engine, entrypoint) => {
-                let outcome = evaluate(engine, input, entrypoint);
-                engine.set_input(Value::Null);
-                outcome
-            }
+            Running::Interpreter(engine) => asked(engine, input, &self.setup.entrypoint),
         }));
         run.unwrap_or_else(|payload| Outcome::Panic(panic_text(payload.as_ref())))
     }
+}
+
+fn asked(engine: &mut Engine, input: Value, entrypoint: &str) -> Outcome {
+    let outcome = evaluate(engine, input, entrypoint);
+    engine.set_input(Value::Null);
+    outcome
 }
 
 /// Evaluates a rule on the interpreter; panics pass through.

@@ -14,8 +14,9 @@
 //! - does not try `else` when a value is undefined, or a `some … in` finds nothing.
 //!
 //! Generated inputs cannot be trusted to find each such case of each policy, so what is not listed
-//! here runs on the interpreter. The list holds what neither fails nor depends on these: a property
-//! test compares the engines on generated policies and has to find them equal.
+//! here runs on the interpreter. The list holds what does not depend on these, and of what can fail
+//! only what `guarded` rewrites so that no failure is swallowed: order, arithmetic, some builtins,
+//! and loops. A property test compares the engines on generated policies and has to find them equal.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -26,10 +27,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use regorus::Value;
 use regorus::unstable::{
-    AssignOp, BoolOp, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead,
-    Span,
+    ArithOp, AssignOp, BUILTINS, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign,
+    RuleHead, Span,
 };
 
+use super::guarded;
 use super::hazard;
 use super::syntax::{Part, chain, literal, place};
 use crate::document;
@@ -54,16 +56,6 @@ pub(super) const COLLECTIONS: &[&str] = &[
     "request.segments",
     "route.labels",
     "route.params",
-];
-
-/// Builtins that cannot fail on texts.
-const OF_TEXTS: &[&str] = &[
-    "contains",
-    "endswith",
-    "lower",
-    "startswith",
-    "trim_space",
-    "upper",
 ];
 
 /// The first form of a policy that is not on the list.
@@ -176,6 +168,8 @@ struct Reader<'p> {
     locals: BTreeSet<String>,
     /// Those among them that a statement above has given a value.
     ready: BTreeSet<String>,
+    /// Those among them that hold what a builtin made: no part of the data.
+    made: BTreeSet<String>,
 }
 
 impl<'p> Reader<'p> {
@@ -212,6 +206,7 @@ impl<'p> Reader<'p> {
             aliases,
             locals: BTreeSet::new(),
             ready: BTreeSet::new(),
+            made: BTreeSet::new(),
         }
     }
 
@@ -219,6 +214,7 @@ impl<'p> Reader<'p> {
         for rule in &module.policy {
             self.locals.clear();
             self.ready.clear();
+            self.made.clear();
             self.rule(rule)?;
         }
         Ok(())
@@ -270,6 +266,7 @@ impl<'p> Reader<'p> {
                 for (body, value) in bodies.iter().zip(values) {
                     self.locals.clear();
                     self.ready.clear();
+                    self.made.clear();
                     self.query(&body.query, several)?;
                     self.values(&[value], several)?;
                 }
@@ -387,6 +384,12 @@ impl<'p> Reader<'p> {
                 },
                 _ => Vec::new(),
             };
+            if let Literal::Expr { expr, .. } = &statement.literal
+                && let Expr::AssignExpr { lhs, rhs, .. } = expr.as_ref()
+                && matches!(rhs.as_ref(), Expr::Call { .. })
+            {
+                self.made.insert(lhs.span().text().to_owned());
+            }
             for variable in given {
                 self.ready.insert(variable.span().text().to_owned());
             }
@@ -420,16 +423,7 @@ impl<'p> Reader<'p> {
         match &statement.literal {
             Literal::SomeVars { span, .. } => Err((span.clone(), "`some` without `in`")),
             Literal::Every { span, .. } => Err((span.clone(), "`every`")),
-            Literal::SomeIn {
-                span, collection, ..
-            } => {
-                self.value(collection)?;
-                if self.collection(collection) {
-                    Ok(())
-                } else {
-                    Err((span.clone(), "`some … in` over what may be no collection"))
-                }
-            }
+            Literal::SomeIn { collection, .. } => self.value(collection),
             Literal::NotExpr { expr, .. } => self.condition(expr),
             Literal::Expr { expr, .. } => match expr.as_ref() {
                 Expr::AssignExpr {
@@ -457,12 +451,7 @@ impl<'p> Reader<'p> {
     /// What a statement may ask, with or without `not`.
     fn condition(&self, expr: &Expr) -> Found {
         match expr {
-            Expr::BoolExpr {
-                op: BoolOp::Eq | BoolOp::Ne,
-                lhs,
-                rhs,
-                ..
-            } => {
+            Expr::BoolExpr { lhs, rhs, .. } => {
                 self.value(lhs)?;
                 self.value(rhs)
             }
@@ -501,6 +490,15 @@ impl<'p> Reader<'p> {
                 Ok(())
             }
             Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. } => self.reference(expr),
+            Expr::ArithExpr {
+                op: ArithOp::Add | ArithOp::Sub | ArithOp::Mul,
+                lhs,
+                rhs,
+                ..
+            } => {
+                self.value(lhs)?;
+                self.value(rhs)
+            }
             Expr::Call {
                 span, fcn, params, ..
             } => self.call(span, fcn, params),
@@ -516,7 +514,8 @@ impl<'p> Reader<'p> {
         let root = names.first().map_or("", String::as_str);
         for part in &chain.parts {
             if let Part::Dynamic(index) = part {
-                if matches!(index, Expr::Number { .. }) && root != "input" {
+                let number = matches!(index, Expr::Number { .. });
+                if number && root != "input" && !self.made.contains(root) {
                     return Err((index.span().clone(), "a number as a path's step"));
                 }
                 self.value(index)?;
@@ -581,13 +580,9 @@ impl<'p> Reader<'p> {
             return refused;
         }
         let name = name.join(".");
-        if OF_TEXTS.contains(&name.as_str()) {
-            let arity = if ["lower", "trim_space", "upper"].contains(&name.as_str()) {
-                1
-            } else {
-                2
-            };
-            if params.len() == arity && params.iter().all(|param| self.text(param)) {
+        if guarded::BUILTINS.contains(&name.as_str()) {
+            let arity = BUILTINS.get(name.as_str()).map(|(_, arity)| *arity);
+            if arity.map(usize::from) == Some(params.len()) {
                 return params.iter().try_for_each(|param| self.value(param));
             }
             return refused;
@@ -660,17 +655,6 @@ impl<'p> Reader<'p> {
             })
     }
 
-    fn collection(&self, expr: &Expr) -> bool {
-        match expr {
-            Expr::Array { .. } | Expr::Set { .. } | Expr::Object { .. } => true,
-            _ => {
-                self.of_input(expr)
-                    .is_some_and(|path| COLLECTIONS.contains(&path.as_str()))
-                    || self.whole_rule(expr).is_some_and(|facts| facts.set)
-            }
-        }
-    }
-
     fn whole_rule(&self, expr: &Expr) -> Option<&Facts> {
         let chain = chain(expr);
         if chain
@@ -694,6 +678,11 @@ impl<'p> Reader<'p> {
                     .iter()
                     .try_for_each(|(_, _, value)| self.always(value));
             }
+            Expr::ArithExpr { lhs, rhs, .. } => {
+                self.always(lhs)?;
+                return self.always(rhs);
+            }
+            // One that has no answer fails.
             Expr::Call { params, .. } => {
                 return params.iter().try_for_each(|param| self.always(param));
             }
@@ -717,22 +706,41 @@ impl<'p> Reader<'p> {
 
 /// Whether a statement of this body, other than a `not`, fails unless the variable is defined.
 fn needs(query: &Query, name: &str) -> bool {
-    let rooted =
-        |expr: &Expr| matches!(chain(expr).base, Expr::Var { span, .. } if span.text() == name);
     query
         .stmts
         .iter()
         .any(|statement| match &statement.literal {
+            Literal::SomeIn { collection, .. } => undefined_without(collection, name),
             Literal::Expr { expr, .. } => match expr.as_ref() {
-                Expr::BoolExpr { lhs, rhs, .. } => rooted(lhs) || rooted(rhs),
+                Expr::BoolExpr { lhs, rhs, .. } => {
+                    undefined_without(lhs, name) || undefined_without(rhs, name)
+                }
                 Expr::Membership {
                     value, collection, ..
-                } => rooted(value) || rooted(collection),
-                Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. } => rooted(expr),
-                _ => false,
+                } => undefined_without(value, name) || undefined_without(collection, name),
+                expr => undefined_without(expr, name),
             },
             _ => false,
         })
+}
+
+/// Whether this value is undefined when the variable is.
+fn undefined_without(expr: &Expr, name: &str) -> bool {
+    match expr {
+        Expr::Var { span, .. } => span.text() == name,
+        Expr::RefDot { .. } | Expr::RefBrack { .. } => {
+            matches!(chain(expr).base, Expr::Var { span, .. } if span.text() == name)
+        }
+        Expr::ArithExpr { lhs, rhs, .. } => {
+            undefined_without(lhs, name) || undefined_without(rhs, name)
+        }
+        // Functions are not on the list, so this is a builtin.
+        Expr::Call { params, .. } => params.iter().any(|param| undefined_without(param, name)),
+        Expr::Array { items, .. } | Expr::Set { items, .. } => {
+            items.iter().any(|item| undefined_without(item, name))
+        }
+        _ => false,
+    }
 }
 
 /// Whether an object in here has a member whose name could also be written as another value.
@@ -773,8 +781,10 @@ fn kind(expr: &Expr) -> &'static str {
         Expr::ArrayCompr { .. } | Expr::SetCompr { .. } | Expr::ObjectCompr { .. } => {
             "a comprehension"
         }
-        Expr::BoolExpr { .. } => "a comparison by order, or inside a value",
-        Expr::ArithExpr { .. } | Expr::UnaryExpr { .. } => "arithmetic",
+        Expr::BoolExpr { .. } => "a comparison inside a value",
+        Expr::ArithExpr { .. } | Expr::UnaryExpr { .. } => {
+            "a division, a remainder or a minus sign"
+        }
         Expr::BinExpr { .. } => "a union or intersection",
         Expr::AssignExpr { .. } => "a `=`, or a `:=` inside a value",
         Expr::Membership { .. } => "`in` with a key, or inside a value",

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::document::object;
+use crate::metrics::Metrics;
 use crate::request::{ConnInfo, RequestId, Rules as ReadingRules};
 use crate::schema::{Compile, Problem, Severity, Span};
 
@@ -61,6 +62,7 @@ fn config() -> PolicyConfig {
             time: Span::millis(1000),
             ..BudgetConfig::default()
         },
+        decision_cache: DecisionCacheConfig::default(),
         hidden_headers: Vec::new(),
     }
 }
@@ -92,6 +94,7 @@ fn request(uri: &str) -> InboundRequest {
         local: "192.0.2.1:443".parse().unwrap(),
         tls: None,
         ambiguous_head: None,
+        forwarded: Default::default(),
     });
     let request = Request::builder()
         .uri(uri)
@@ -165,7 +168,7 @@ fn a_policy_decides_by_its_data_and_the_request_on_the_bytecode_machine() {
     assert!(allowed(&decide_on(policy, &machines, "/health")));
     assert!(!allowed(&decide_on(policy, &machines, "/orders")));
     assert!(allowed(&decide_on(policy, &machines, "/orders?yes=1")));
-    assert_eq!(machines.by_policy.borrow().len(), 1);
+    assert_eq!(machines.ready(), 1);
 }
 
 #[test]
@@ -219,6 +222,102 @@ fn more_parameters_than_a_policy_can_judge_are_denied() {
     assert!(denial.detail.unwrap().contains("parameters"));
 }
 
+/// The policy that the benches call ordinary.
+#[test]
+fn the_ordinary_policy_of_the_benches_decides_and_says_that_it_reads_the_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let benches = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/policies");
+    let loaded = compile(
+        folder.path(),
+        PolicyConfig {
+            files: vec![benches.join("sixty.rego"), benches.join("sixty.data.yaml")],
+            entrypoint: "data.sixty.allow".to_owned(),
+            ..config()
+        },
+        None,
+    );
+    let policy = loaded.policy();
+    let text = loaded.text();
+    assert!(text.contains("`input.request.received_at_ns`"), "{text}");
+    let caller = |scope: &str| {
+        let claims = format!(
+            r#"{{"scope": "{scope}", "roles": ["analyst"],
+                "groups": ["on-call"], "tenant": "acme", "device": {{"managed": true,
+                "disk_encrypted": true, "posture_score": 90, "os": "macos-26"}}}}"#
+        );
+        let claims = Value::from_json_str(&claims).unwrap();
+        let until = SystemTime::UNIX_EPOCH + Duration::from_secs(1_768_476_600);
+        Caller::Known(crate::authn::Identity::for_tests("alice", claims, until))
+    };
+    let route = RouteFacts {
+        name: &"orders".into(),
+        params: &[],
+        labels: &Value::new_object(),
+    };
+    let machines = Machines::default();
+    let decide = |uri: &str, scope: &str| {
+        let request = InboundRequest {
+            client: "10.1.2.3".parse().unwrap(),
+            ..request(uri)
+        };
+        allowed(&policy.decide(&machines, &request, &route, caller(scope)))
+    };
+    assert!(decide("/orders/tenants", "orders:read"));
+    assert!(!decide("/orders/tenants", "orders:write"));
+    assert!(!decide("/orders/others", "orders:read"));
+    assert!(!decide("/admins/tenants", "admins:read"));
+}
+
+#[test]
+fn the_memory_of_decisions_is_switched_off_with_false_and_bounded_with_a_block() {
+    let read = |cache: &str| {
+        let text = format!(r#"{{"files": ["p.rego"], "entrypoint": "data.p.allow"{cache}}}"#);
+        serde_json::from_str::<PolicyConfig>(&text).map(|config| config.decision_cache)
+    };
+    let usual = DecisionCacheConfig::default();
+    assert_eq!(read("").unwrap(), usual);
+    assert_eq!(read(r#", "decision_cache": true"#).unwrap(), usual);
+    assert_eq!(read(r#", "decision_cache": false"#).unwrap().max_entries, 0);
+    let few =
+        read(r#", "decision_cache": {"max_entries": 7, "max_bytes": "1MiB", "lifetime": "5s"}"#)
+            .unwrap();
+    assert_eq!((few.max_entries, few.lifetime), (7, Span::seconds(5)));
+    for wrong in ["5", r#"{"entries": 5}"#, r#""off""#] {
+        assert!(
+            read(&format!(r#", "decision_cache": {wrong}"#)).is_err(),
+            "{wrong}"
+        );
+    }
+
+    let folder = folder(&[("p.rego", "package p\nallow if input.request.id")]);
+    let load = |cache: DecisionCacheConfig| {
+        let config = PolicyConfig {
+            decision_cache: cache,
+            ..config()
+        };
+        compile(folder.path(), config, None)
+    };
+    let told = load(usual.clone());
+    assert!(
+        told.policy.is_some() && told.text().contains("p.rego:2:10"),
+        "{}",
+        told.text()
+    );
+    assert!(told.text().contains("evaluated anew"), "{}", told.text());
+    assert_eq!(
+        load(read(r#", "decision_cache": false"#).unwrap()).text(),
+        ""
+    );
+    for (wrong, what) in [
+        (r#""lifetime": "2h""#, "the time that decisions are kept"),
+        (r#""max_bytes": "1KiB""#, "the memory for decisions"),
+        (r#""max_entries": 10000001"#, "the number of decisions"),
+    ] {
+        let cache = read(&format!(r#", "decision_cache": {{{wrong}}}"#)).unwrap();
+        assert!(load(cache).refused().message.contains(what), "{wrong}");
+    }
+}
+
 // ---- budgets, errors and panics
 
 const BIG_LOOP: &str = "allow if {\n  some a in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some b in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some c in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some d in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some e in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some f in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  some g in [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]\n  [a, b, c, d, e, f, g] == input.nothing\n}";
@@ -239,7 +338,7 @@ fn a_loop_that_is_too_long_is_denied_as_budget_on_both_engines() {
         Reason::Budget
     );
     // The machine was thrown away, and the next request is judged all the same.
-    assert!(machines.by_policy.borrow().is_empty());
+    assert_eq!(machines.ready(), 0);
     assert_eq!(
         denied(decide_on(policy, &machines, "/")).reason,
         Reason::Budget
@@ -283,15 +382,17 @@ fn a_panic_of_the_engine_is_a_denial_and_the_machine_is_thrown_away() {
                 digest: String::new(),
                 files: Vec::new(),
                 hidden_headers: Vec::new(),
+                wanted: input::Wanted::all(),
+                remembered: None,
                 warnings: Vec::new(),
-                metrics: Arc::default(),
+                metrics: Metrics::default().policy("p"),
             })),
         };
         let machines = Machines::default();
         assert!(allowed(&decide_on(&policy, &machines, "/a?part=a")));
         let denial = denied(decide_on(&policy, &machines, "/a?part="));
         assert_eq!(denial.reason, Reason::Panic);
-        assert!(machines.by_policy.borrow().is_empty());
+        assert_eq!(machines.ready(), 0);
         assert!(allowed(&decide_on(&policy, &machines, "/a?part=a")));
     }
 }
@@ -732,7 +833,7 @@ fn an_unchanged_policy_is_taken_over_and_tells_its_warnings_again() {
     assert!(allowed(&decide_on(first.policy(), &machines, "/")));
     assert!(!allowed(&decide_on(changed.policy(), &machines, "/")));
     assert!(allowed(&decide_on(first.policy(), &machines, "/")));
-    assert_eq!(machines.by_policy.borrow().len(), 1);
+    assert_eq!(machines.ready(), 1);
 }
 
 #[test]
@@ -744,7 +845,7 @@ fn machines_of_dropped_policies_are_dropped() {
         let policy = config().compile(name, None, &mut cx).unwrap();
         assert!(allowed(&decide_on(&policy, &machines, "/")));
     }
-    assert_eq!(machines.by_policy.borrow().len(), 1);
+    assert_eq!(machines.ready(), 1);
 }
 
 // ---- no error ever allows

@@ -1,0 +1,162 @@
+//! Answers given before, of one policy, on one core.
+//!
+//! A question is the bytes that [`super::projection`] writes; an answer is given again only to a
+//! question of exactly the same bytes. Only answers are kept, a yes and the policy's own no, never
+//! what went wrong. An answer is forgotten when the credential ends that it was given for, when the
+//! policy asked to be asked again, and after the configured time.
+//!
+//! The memory has two generations: what is used moves to the younger; when that is full the older is
+//! dropped and the younger takes its place. Whoever asks ever new questions makes others' answers
+//! be forgotten, which costs them an evaluation, and nothing else.
+
+use std::collections::HashMap;
+use std::mem;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use super::Advice;
+use super::answer::Face;
+use crate::authn::Identity;
+
+/// Longest question that is kept, in bytes.
+pub(super) const MAX_QUESTION: usize = 4 * 1024;
+/// What an answer costs beside its texts: its place in the map, and that of the identity's address.
+const FIXED_COST: usize = 192 + size_of::<Identity>();
+
+/// The bounds of a memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bounds {
+    pub(super) entries: usize,
+    pub(super) bytes: usize,
+    pub(super) lifetime: Duration,
+}
+
+/// What is kept of an evaluation.
+#[derive(Debug, Clone)]
+pub(super) enum Answer {
+    Allow(Arc<Advice>),
+    Deny(Arc<Face>),
+}
+
+#[derive(Debug)]
+struct Kept {
+    answer: Answer,
+    /// From when and until when it may be given again.
+    from: SystemTime,
+    until: SystemTime,
+    cost: usize,
+    /// Keeps the identity's address, which is in the question, from being given to another.
+    _identity: Option<Weak<Identity>>,
+}
+
+/// The answers of one policy on one core.
+#[derive(Debug)]
+pub(super) struct Answers {
+    bounds: Bounds,
+    young: Generation,
+    old: Generation,
+}
+
+#[derive(Debug, Default)]
+struct Generation {
+    // Hashed with a key of its own: clients choose parts of the questions.
+    answers: HashMap<Box<[u8]>, Kept>,
+    cost: usize,
+}
+
+impl Answers {
+    pub(super) fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            young: Generation::default(),
+            old: Generation::default(),
+        }
+    }
+
+    /// The answer to this question, if one holds now.
+    pub(super) fn get(&mut self, question: &[u8], now: SystemTime) -> Option<Answer> {
+        if let Some(kept) = self.young.answers.get(question) {
+            return kept.given(now);
+        }
+        let (question, kept) = self.old.answers.remove_entry(question)?;
+        self.old.cost = self.old.cost.saturating_sub(kept.cost);
+        let answer = kept.given(now)?;
+        self.insert(question, kept);
+        Some(answer)
+    }
+
+    /// Keeps an answer; `size` is what it weighs itself, and `most` how long it may be kept at most.
+    pub(super) fn keep(
+        &mut self,
+        question: &[u8],
+        answer: Answer,
+        size: usize,
+        identity: Option<&Arc<Identity>>,
+        now: SystemTime,
+    ) {
+        let cost = FIXED_COST
+            .saturating_add(question.len())
+            .saturating_add(size);
+        // One answer must not push out all others.
+        if cost > self.bounds.bytes / 16 {
+            return;
+        }
+        let asked_again = match &answer {
+            Answer::Allow(advice) => advice.recheck_after,
+            Answer::Deny(_) => None,
+        };
+        let lifetime = self
+            .bounds
+            .lifetime
+            .min(asked_again.unwrap_or(Duration::MAX));
+        let Some(mut until) = now.checked_add(lifetime) else {
+            return;
+        };
+        if let Some(identity) = identity {
+            until = until.min(identity.valid_until);
+        }
+        let kept = Kept {
+            answer,
+            from: now,
+            until,
+            cost,
+            _identity: identity.map(Arc::downgrade),
+        };
+        self.insert(question.into(), kept);
+    }
+
+    fn insert(&mut self, question: Box<[u8]>, kept: Kept) {
+        let full = self.young.answers.len() >= (self.bounds.entries / 2).max(1)
+            || self.young.cost.saturating_add(kept.cost) > self.bounds.bytes / 2;
+        if full {
+            mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
+        }
+        self.young.cost += kept.cost;
+        if let Some(before) = self.young.answers.insert(question, kept) {
+            self.young.cost = self.young.cost.saturating_sub(before.cost);
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn size(&self) -> (usize, usize) {
+        (
+            self.young.answers.len() + self.old.answers.len(),
+            self.young.cost + self.old.cost,
+        )
+    }
+}
+
+impl Generation {
+    /// Keeps the map's own memory: it is needed again at once.
+    fn clear(&mut self) {
+        self.answers.clear();
+        self.cost = 0;
+    }
+}
+
+impl Kept {
+    fn given(&self, now: SystemTime) -> Option<Answer> {
+        (self.from <= now && now < self.until).then(|| self.answer.clone())
+    }
+}

@@ -1,0 +1,310 @@
+//! Bytecode that cannot swallow an error.
+//!
+//! The bytecode machine turns an error inside a rule into an undefined rule, of which a `not` or a
+//! default makes a yes. Only a few errors pass through its rules, those of a limit among them. So
+//! what can fail is rewritten here, before the program runs, to fail with such an error:
+//!
+//! - the builtins of [`BUILTINS`] and arithmetic go through a wrapper that makes every failure, and
+//!   every undefined result, that error;
+//! - comparisons by order compare like the interpreter, which orders values of different types
+//!   where the machine fails;
+//! - before a loop, a check that there is something to go through: the machine takes a text for an
+//!   empty collection, the interpreter fails;
+//! - a rule of several definitions does not stop at the first that holds: the interpreter goes on
+//!   to the others, and a failure there counts.
+//!
+//! Whoever runs the program answers that error by asking the interpreter, so that a failure costs
+//! time and changes no answer.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a few instructions are rewritten; all others stay as they are"
+)]
+
+use std::sync::{Arc, LazyLock};
+
+use anyhow::Result;
+use regorus::rvm::instructions::{BuiltinCallParams, Instruction};
+use regorus::rvm::program::{BuiltinInfo, Program};
+use regorus::unstable::{BUILTINS as ALL, BuiltinFcn, Expr, Ref, Span};
+use regorus::{LimitError, Value};
+
+type Function = fn(&Span, &[Ref<Expr>], &[Value], bool) -> Result<Value>;
+
+macro_rules! guarded {
+    ($($name:literal),* $(,)?) => {
+        /// Builtins that a rewritten program may call with anything.
+        pub(super) const BUILTINS: &[&str] = &[$($name),*];
+
+        fn guard(name: &str) -> Option<Function> {
+            match name {
+                $($name => Some(|span, params, args, strict| {
+                    static INNER: LazyLock<Option<BuiltinFcn>> =
+                        LazyLock::new(|| ALL.get($name).copied());
+                    match INNER.as_ref() {
+                        Some((inner, _)) => sure(inner(span, params, args, strict)),
+                        None => failed(),
+                    }
+                }),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+guarded![
+    "abs",
+    "ceil",
+    "concat",
+    "contains",
+    "count",
+    "endswith",
+    "floor",
+    "lower",
+    "net.cidr_contains",
+    "round",
+    "split",
+    "startswith",
+    "time.clock",
+    "time.date",
+    "time.weekday",
+    "trim",
+    "trim_left",
+    "trim_prefix",
+    "trim_right",
+    "trim_space",
+    "trim_suffix",
+    "upper",
+];
+
+/// The error that no rule swallows.
+fn failed() -> Result<Value> {
+    Err(LimitError::RegexSizeLimitExceeded { limit: 0 }.into())
+}
+
+fn sure(result: Result<Value>) -> Result<Value> {
+    match result {
+        Ok(Value::Undefined) => failed(),
+        Err(error) if error.downcast_ref::<LimitError>().is_none() => failed(),
+        other => other,
+    }
+}
+
+/// An operation of two values as a builtin: the machine calls it with defined values only.
+macro_rules! operation {
+    ($one:ident, $other:ident, $result:expr) => {
+        |_, _, args, _| match args {
+            [$one, $other] => $result,
+            _ => failed(),
+        }
+    };
+}
+
+macro_rules! arithmetic {
+    ($method:ident) => {
+        operation!(
+            one,
+            other,
+            match (one, other) {
+                (Value::Number(one), Value::Number(other)) => {
+                    sure(one.$method(other).map(Value::from))
+                }
+                // Sets have a difference; the interpreter knows.
+                _ => failed(),
+            }
+        )
+    };
+}
+
+/// The builtins that stand in for instructions, after those that the program has.
+const OPERATIONS: [(&str, Function, u8); 8] = [
+    ("<", operation!(one, other, Ok(Value::from(one < other))), 2),
+    (
+        "<=",
+        operation!(one, other, Ok(Value::from(one <= other))),
+        2,
+    ),
+    (">", operation!(one, other, Ok(Value::from(one > other))), 2),
+    (
+        ">=",
+        operation!(one, other, Ok(Value::from(one >= other))),
+        2,
+    ),
+    ("+", arithmetic!(add), 2),
+    ("-", arithmetic!(sub), 2),
+    ("*", arithmetic!(mul), 2),
+    (
+        "collection",
+        |_, _, args, _| match args {
+            [Value::Array(_) | Value::Set(_) | Value::Object(_)] => Ok(Value::from(true)),
+            _ => failed(),
+        },
+        1,
+    ),
+];
+/// Where the check of a loop stands among them.
+const COLLECTION: u16 = 7;
+
+/// Rewrites a program; an error when it holds what this does not know.
+pub(super) fn rewrite(program: Arc<Program>) -> Result<Arc<Program>, String> {
+    let mut program = Arc::unwrap_or_clone(program);
+    let known = program.builtin_info_table.len();
+    if program.resolved_builtins.len() != known
+        || program.instruction_spans.len() != program.instructions.len()
+    {
+        return Err("the compiled policy is incomplete".to_owned());
+    }
+    for (info, resolved) in program
+        .builtin_info_table
+        .iter()
+        .zip(&mut program.resolved_builtins)
+    {
+        if let Some(guard) = guard(&info.name) {
+            resolved.0 = guard;
+        }
+    }
+    let first = u16::try_from(known).map_err(|_| TOO_LARGE.to_owned())?;
+    for (name, function, arity) in OPERATIONS {
+        program.builtin_info_table.push(BuiltinInfo {
+            name: format!("__portcullis {name}"),
+            num_args: u16::from(arity),
+        });
+        program.resolved_builtins.push((function, arity));
+    }
+    for rule in &mut program.rule_infos {
+        rule.early_exit_on_first_success = false;
+    }
+    instructions(&mut program, first)?;
+    Ok(Arc::new(program))
+}
+
+const TOO_LARGE: &str = "the compiled policy is too large";
+
+fn instructions(program: &mut Program, first: u16) -> Result<(), String> {
+    let old = std::mem::take(&mut program.instructions);
+    let spans = std::mem::take(&mut program.instruction_spans);
+    // Where each instruction went, or the check before it: jumps go there.
+    let mut moved: Vec<usize> = Vec::with_capacity(old.len() + 1);
+    for (instruction, span) in old.into_iter().zip(spans) {
+        moved.push(program.instructions.len());
+        let replacement = match instruction {
+            Instruction::Lt { dest, left, right } => Some((0, dest, [left, right])),
+            Instruction::Le { dest, left, right } => Some((1, dest, [left, right])),
+            Instruction::Gt { dest, left, right } => Some((2, dest, [left, right])),
+            Instruction::Ge { dest, left, right } => Some((3, dest, [left, right])),
+            Instruction::Add { dest, left, right } => Some((4, dest, [left, right])),
+            Instruction::Sub { dest, left, right } => Some((5, dest, [left, right])),
+            Instruction::Mul { dest, left, right } => Some((6, dest, [left, right])),
+            _ => None,
+        };
+        if let Some((operation, dest, [left, right])) = replacement {
+            let call = call(program, first + operation, dest, &[left, right])?;
+            program.instructions.push(call);
+            program.instruction_spans.push(span);
+            continue;
+        }
+        match instruction {
+            Instruction::LoopStart { params_index } => {
+                let params = program
+                    .instruction_data
+                    .get_loop_params(params_index)
+                    .ok_or("the compiled policy has a loop without parameters")?;
+                // The loop's result is written when it starts, so its place is free before.
+                let (result, collection) = (params.result_reg, params.collection);
+                if result == collection {
+                    return Err("the compiled policy has a loop over its own result".to_owned());
+                }
+                let check = call(program, first + COLLECTION, result, &[collection])?;
+                program.instructions.push(check);
+                program.instruction_spans.push(span.clone());
+            }
+            Instruction::PolicyCondition { .. }
+            | Instruction::LogicalBlockStart { .. }
+            | Instruction::AllOfNext { .. }
+            | Instruction::AnyOfNext { .. }
+            | Instruction::LogicalBlockEnd { .. } => {
+                return Err("the compiled policy jumps in a way that is not known".to_owned());
+            }
+            _ => {}
+        }
+        program.instructions.push(instruction);
+        program.instruction_spans.push(span);
+    }
+    moved.push(program.instructions.len());
+    if program.instructions.len() > Program::MAX_INSTRUCTIONS {
+        return Err(TOO_LARGE.to_owned());
+    }
+    jumps(program, &moved)
+}
+
+fn call(
+    program: &mut Program,
+    builtin_index: u16,
+    dest: u8,
+    registers: &[u8],
+) -> Result<Instruction, String> {
+    let calls = program.instruction_data.builtin_call_params.len();
+    if calls >= usize::from(u16::MAX) {
+        return Err(TOO_LARGE.to_owned());
+    }
+    let mut args = [0; 8];
+    for (arg, register) in args.iter_mut().zip(registers) {
+        *arg = *register;
+    }
+    let params_index = program.add_builtin_call_params(BuiltinCallParams {
+        dest,
+        builtin_index,
+        num_args: u8::try_from(registers.len()).map_err(|_| TOO_LARGE.to_owned())?,
+        args,
+    });
+    Ok(Instruction::BuiltinCall { params_index })
+}
+
+/// Points everything that names an instruction to its new place.
+fn jumps(program: &mut Program, moved: &[usize]) -> Result<(), String> {
+    let find = |at: usize| {
+        let found = moved.get(at).copied();
+        found.ok_or_else(|| "the compiled policy jumps out of itself".to_owned())
+    };
+    let short = |at: &mut u16| -> Result<(), String> {
+        *at = u16::try_from(find(usize::from(*at))?).map_err(|_| TOO_LARGE.to_owned())?;
+        Ok(())
+    };
+    let long = |at: &mut u32| -> Result<(), String> {
+        let old = usize::try_from(*at).map_err(|_| TOO_LARGE.to_owned())?;
+        *at = u32::try_from(find(old)?).map_err(|_| TOO_LARGE.to_owned())?;
+        Ok(())
+    };
+    for instruction in &mut program.instructions {
+        if let Instruction::LoopNext {
+            body_start,
+            loop_end,
+        } = instruction
+        {
+            short(body_start)?;
+            short(loop_end)?;
+        }
+    }
+    for params in &mut program.instruction_data.loop_params {
+        short(&mut params.body_start)?;
+        short(&mut params.loop_end)?;
+    }
+    for params in &mut program.instruction_data.comprehension_begin_params {
+        short(&mut params.body_start)?;
+        short(&mut params.comprehension_end)?;
+    }
+    for rule in &mut program.rule_infos {
+        let mut definitions = rule.definitions.to_vec();
+        for body in definitions.iter_mut().flatten() {
+            long(body)?;
+        }
+        rule.definitions = Arc::new(definitions);
+        for block in rule.destructuring_blocks.iter_mut().flatten() {
+            long(block)?;
+        }
+    }
+    for at in program.entry_points.values_mut() {
+        *at = find(*at)?;
+    }
+    long(&mut program.main_entry_point)
+}

@@ -17,6 +17,10 @@ use crate::limit::{Exceeded, Quota};
 use crate::request::{InboundRequest, Malformed, RequestId};
 use crate::upstream::{self, RequestBodyFault};
 
+/// How much is left (draft-ietf-httpapi-ratelimit-headers).
+pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
 /// Why a request was not forwarded, or got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -84,7 +88,7 @@ pub struct Addressee {
     pub grpc: bool,
     /// Whether the connection can be told to close (HTTP/1).
     pub http1: bool,
-    /// The host, for the challenge's realm.
+    /// The host, for the challenge's realm; told by [`Addressee::challenged`].
     pub realm: Option<String>,
 }
 
@@ -92,11 +96,16 @@ impl Addressee {
     /// The addressee of a request that could be read.
     pub fn of(request: &InboundRequest) -> Self {
         Self {
-            id: request.id.clone(),
+            id: request.id,
             grpc: request.is_grpc(),
             http1: request.version <= http::Version::HTTP_11,
-            realm: Some(request.host.name().to_owned()),
+            realm: None,
         }
+    }
+
+    /// The answer will say how to prove who one is, for this host.
+    pub fn challenged(&mut self, request: &InboundRequest) {
+        self.realm = Some(request.host.name().to_owned());
     }
 }
 
@@ -444,14 +453,28 @@ fn grpc_message(text: &str) -> String {
 
 /// `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers).
 pub fn quota_headers(quota: &Quota, headers: &mut http::HeaderMap) {
-    if quota.name.is_empty() {
+    let Some(name) = &quota.name else {
         return;
-    }
-    let policy = format!("\"{}\";q={};w={}", quota.name, quota.quota, quota.window);
-    let state = format!("\"{}\";r={};t={}", quota.name, quota.remaining, quota.reset);
-    for (name, value) in [("ratelimit-policy", policy), ("ratelimit", state)] {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            headers.insert(HeaderName::from_static(name), value);
+    };
+    let field = |first: char, one: u64, second: char, other: u64| {
+        let (mut one_text, mut other_text) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let (one, other) = (one_text.format(one), other_text.format(other));
+        let mut field = String::with_capacity(name.len() + one.len() + other.len() + 8);
+        field.push('"');
+        field.push_str(name);
+        for (key, value) in [(first, one), (second, other)] {
+            field.push_str(if key == first { "\";" } else { ";" });
+            field.push(key);
+            field.push('=');
+            field.push_str(value);
+        }
+        HeaderValue::try_from(field)
+    };
+    let policy = field('q', quota.quota, 'w', quota.window);
+    let state = field('r', quota.remaining, 't', quota.reset);
+    for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
+        if let Ok(value) = value {
+            headers.insert(name, value);
         }
     }
 }

@@ -73,9 +73,9 @@ impl Gcra {
         })
     }
 
-    fn quota(&self, name: &str, remaining: u32, reset: Duration) -> Quota {
+    fn quota(&self, name: &Arc<str>, remaining: u32, reset: Duration) -> Quota {
         Quota {
-            name: name.to_owned(),
+            name: Some(Arc::clone(name)),
             quota: self.burst.get().into(),
             window: seconds(self.interval * self.burst.get()).max(1),
             remaining: remaining.into(),
@@ -84,18 +84,18 @@ impl Gcra {
     }
 
     /// What to tell somebody who has to wait this long.
-    pub(super) fn exceeded(&self, name: &str, wait: Duration) -> Exceeded {
+    pub(super) fn exceeded(&self, name: &Arc<str>, wait: Duration) -> Exceeded {
         // What is missing now is this wait and all but one of the bucket's cells.
         let whole = wait + self.interval * (self.burst.get() - 1);
         Exceeded {
-            limit: name.to_owned(),
+            limit: Arc::clone(name),
             retry_after: wait,
             quota: self.quota(name, 0, whole),
         }
     }
 
     /// Counts one request.
-    pub(super) fn check(&self, name: &str, key: u64) -> Result<Quota, Exceeded> {
+    pub(super) fn check(&self, name: &Arc<str>, key: u64) -> Result<Quota, Exceeded> {
         match self.limiter.check_key(&key) {
             Ok(state) => {
                 let remaining = state.remaining_burst_capacity();
@@ -119,6 +119,11 @@ impl Gcra {
     }
 
     /// How many keys there are.
+    /// As [`Gcra::keys`] or more, when a key is being added; several of one budget count together.
+    pub(super) fn keys_at_most(&self) -> usize {
+        self.store.budget_used()
+    }
+
     pub(super) fn keys(&self) -> usize {
         self.store.len()
     }

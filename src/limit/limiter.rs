@@ -196,6 +196,7 @@ impl Collected for Limiter {
 /// Slows down addresses that failed to authenticate too often.
 #[derive(Debug)]
 pub struct FailureLimiter {
+    name: Arc<str>,
     pub(super) config: FailureLimitConfig,
     prefixes: Prefixes,
     gcra: Gcra,
@@ -221,6 +222,7 @@ impl FailureLimiter {
             meter,
         )?;
         Some(Self {
+            name: Self::NAME.into(),
             prefixes: Prefixes {
                 v4: config.ipv4_prefix,
                 v6: config.ipv6_prefix,
@@ -236,11 +238,15 @@ impl FailureLimiter {
     /// Turns the address away while its failures are used up. Counts nothing: somebody who keeps
     /// knocking is let in as soon as somebody who waited would be, but not sooner.
     pub(super) fn check(&self, address: IpAddr) -> Result<(), Exceeded> {
+        // Mostly nobody has failed for a while, and then there is nothing to look up.
+        if self.gcra.keys_at_most() == 0 {
+            return Ok(());
+        }
         match self.gcra.wait(self.key(address)) {
             None => Ok(()),
             Some(wait) => {
                 self.metrics.limited(Self::NAME);
-                Err(self.gcra.exceeded(Self::NAME, wait))
+                Err(self.gcra.exceeded(&self.name, wait))
             }
         }
     }
@@ -248,7 +254,7 @@ impl FailureLimiter {
     /// Counts one failure.
     pub(super) fn failed(&self, address: IpAddr) {
         // A request that was under way when the last cell was used cannot cost more than is there.
-        let _ = self.gcra.check(Self::NAME, self.key(address));
+        let _ = self.gcra.check(&self.name, self.key(address));
     }
 
     fn key(&self, address: IpAddr) -> u64 {
@@ -279,6 +285,7 @@ type Class = (u32, Duration, u32);
 /// The counters of limits that policies ask for. They belong to the process, not to a configuration.
 #[derive(Debug)]
 pub struct AskedLimits {
+    name: Arc<str>,
     classes: RwLock<HashMap<Class, Arc<Gcra>>>,
     budget: Arc<Budget>,
     seed: RandomState,
@@ -299,6 +306,7 @@ impl AskedLimits {
 
     pub(super) fn new(metrics: Arc<Metrics>, meter: Meter) -> Self {
         Self {
+            name: Self::NAME.into(),
             classes: RwLock::default(),
             budget: Budget::new(MAX_ASKED_KEYS),
             seed: RandomState::new(),
@@ -310,11 +318,11 @@ impl AskedLimits {
 
     pub(super) fn check(&self, policy: &str, asked: &AskedLimit) -> Result<Quota, Exceeded> {
         let checked = match self.class((asked.rate, asked.per, asked.burst)) {
-            Some(gcra) => gcra.check(Self::NAME, self.seed.hash_one((policy, &asked.key))),
+            Some(gcra) => gcra.check(&self.name, self.seed.hash_one((policy, &asked.key))),
             // A limit that cannot be kept (rate zero, absurd window, too many different rates) is
             // taken as used up: the policy asked for less, not for none.
             None => Err(Exceeded {
-                limit: Self::NAME.to_owned(),
+                limit: Arc::clone(&self.name),
                 retry_after: Duration::from_secs(1),
                 quota: Quota::default(),
             }),

@@ -39,7 +39,7 @@ const MOST_KEYS: usize = 100_000_000;
 #[error("limit {limit} is used up")]
 pub struct Exceeded {
     /// The limit's block in the configuration, `policy` or `authentication_failures`.
-    pub limit: String,
+    pub limit: Arc<str>,
     /// When it is worth trying again.
     pub retry_after: Duration,
     /// What to tell the client.
@@ -50,8 +50,8 @@ pub struct Exceeded {
 /// (draft-ietf-httpapi-ratelimit-headers).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quota {
-    /// The quota policy's name; empty when nothing was counted.
-    pub name: String,
+    /// The quota policy's name; `None` when nothing was counted.
+    pub name: Option<Arc<str>>,
     /// `q`: requests in the window.
     pub quota: u64,
     /// `w`: the window in seconds.
@@ -66,7 +66,7 @@ impl Quota {
     /// The one of two that leaves fewer requests; the one that counted, when only one did.
     #[must_use]
     pub fn tighter(self, other: Self) -> Self {
-        if other.name.is_empty() || (!self.name.is_empty() && self.remaining <= other.remaining) {
+        if other.name.is_none() || (self.name.is_some() && self.remaining <= other.remaining) {
             self
         } else {
             other

@@ -94,6 +94,11 @@ impl Store {
     }
 
     /// How many requests were counted in the shared bucket since this was last asked.
+    /// How many keys of the budget are used, by this store and those that share it.
+    pub(super) fn budget_used(&self) -> usize {
+        self.budget.used.load(Ordering::Relaxed)
+    }
+
     pub(super) fn take_overflowed(&self) -> u64 {
         self.overflowed.swap(0, Ordering::Relaxed)
     }

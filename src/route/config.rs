@@ -17,6 +17,7 @@ use crate::authz::Policy;
 use crate::document::{Value, object};
 use crate::limit::{LimitSet, Limits};
 use crate::listener::Listener;
+use crate::metrics::RouteCounts;
 use crate::request::{Host, PathRules};
 use crate::schema::{Compile, Named, Span, known_names};
 use crate::upstream::{Bounds, Upstream};
@@ -223,6 +224,7 @@ impl RouteConfig {
             place,
         };
         let route = Route {
+            counts: RouteCounts::new(&cx.metrics, &name),
             name,
             labels,
             paths: self.paths,

@@ -27,6 +27,7 @@ use crate::authn::Chain;
 use crate::authz::Policy;
 use crate::document::Value;
 use crate::limit::Limits;
+use crate::metrics::RouteCounts;
 use crate::request::PathRules;
 use crate::upstream::{Bounds, Upstream};
 
@@ -49,6 +50,8 @@ pub struct Route {
     pub upstream: Arc<Upstream>,
     /// Bounds on time and size.
     pub bounds: Bounds,
+    /// What happens on it is counted here.
+    pub counts: RouteCounts,
 }
 
 /// A route and the values of its path template.

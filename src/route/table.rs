@@ -161,8 +161,10 @@ impl Index {
 
     /// The path indexes that may hold this host's routes, most specific first.
     fn paths<'t>(&'t self, host: &'t str) -> impl Iterator<Item = &'t Paths> {
-        // Address literals have no parents.
-        let literal = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
+        // Address literals have no parents, and often nobody asks for any.
+        let literal = self.below.is_empty()
+            || host.starts_with('[')
+            || host.parse::<std::net::Ipv4Addr>().is_ok();
         let suffixes = host.match_indices('.').filter_map(move |(dot, _)| {
             // `.example.test` itself is no name below `example.test`.
             if literal || dot == 0 {

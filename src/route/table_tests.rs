@@ -81,6 +81,7 @@ fn request(method: &str, host: &str, path: &str, headers: &[(&str, &str)]) -> In
         local: "192.0.2.2:2".parse().unwrap(),
         tls: None,
         ambiguous_head: None,
+        forwarded: Default::default(),
     });
     let mut request = http::Request::builder()
         .method(method)

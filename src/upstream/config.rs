@@ -80,7 +80,8 @@ pub enum HostHeader {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolConfig {
-    /// Idle HTTP/1 connections kept. Default 64.
+    /// Idle HTTP/1 connections kept, on each worker. Fewer than are used at a time would be closed and
+    /// made anew with every wave of requests. Default 512.
     pub max_idle: usize,
     /// How long an idle connection is kept. Keep it below the service's own keep-alive time.
     /// Default `30s`.
@@ -98,7 +99,7 @@ pub struct PoolConfig {
 impl Default for PoolConfig {
     fn default() -> Self {
         Self {
-            max_idle: 64,
+            max_idle: 512,
             idle_timeout: Span::seconds(30),
             max_lifetime: Span::seconds(600),
             max_connections: 512,

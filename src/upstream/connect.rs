@@ -1,27 +1,27 @@
-//! New connections: TCP, TLS, and hyper's handshake, all within one deadline. The driver of each
-//! connection runs on the core that made it.
+//! New connections: TCP, TLS, and for HTTP/2 hyper's handshake, all within one deadline. The driver
+//! of an HTTP/2 connection runs on the core that made it.
 
 use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::{http1, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::task::{AbortHandle, spawn_local};
+use tokio::task::spawn_local;
 use tokio::time::timeout;
 
 use super::Failure;
+use super::http2::Outbound;
 use super::resolve::Target;
-use super::streams::Outbound;
+use super::wire::MAX_HEAD;
 use crate::tls;
 use crate::tls::client::{ClientConfig, TlsStream};
 
-/// Largest head of an answer; also the size of the read buffer of a connection.
-pub(super) const MAX_ANSWER_HEAD: usize = 64 * 1024;
-/// Most header fields of an answer.
-const MAX_ANSWER_FIELDS: usize = 128;
 /// How often an HTTP/2 connection is asked whether it still lives.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// How long its answer may take.
@@ -32,8 +32,15 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// What may wait to be sent on one HTTP/2 stream.
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// A connection for one exchange at a time, and the handle that cuts it off.
-pub(super) type Exclusive = (http1::SendRequest<Outbound>, AbortHandle);
+/// A connection for one exchange at a time.
+#[derive(Debug)]
+pub(super) enum Stream {
+    /// As it is.
+    Plain(TcpStream),
+    /// Over TLS. Boxed: it is many times as large.
+    Secure(Box<TlsStream<TcpStream>>),
+}
+
 /// A connection for many exchanges.
 pub(super) type Shared = http2::SendRequest<Outbound>;
 
@@ -57,13 +64,13 @@ pub(super) async fn exclusive(
     target: &Target,
     tls: Option<&Arc<ClientConfig>>,
     wait: Duration,
-) -> Result<Exclusive, Failure> {
+) -> Result<Stream, Failure> {
     within(wait, async {
         let stream = tcp(target).await?;
-        match tls {
-            None => http1_on(stream).await,
-            Some(tls) => http1_on(secure(target, tls, stream).await?).await,
-        }
+        Ok(match tls {
+            None => Stream::Plain(stream),
+            Some(tls) => Stream::Secure(Box::new(secure(target, tls, stream).await?)),
+        })
     })
     .await
 }
@@ -123,28 +130,11 @@ async fn secure(
     connected.map_err(|error| Failure::Unreachable(format!("TLS: {error}")))
 }
 
-async fn http1_on<T>(stream: T) -> Result<Exclusive, Failure>
-where
-    T: AsyncRead + AsyncWrite + Unpin + 'static,
-{
-    let (sender, connection) = http1::Builder::new()
-        .max_headers(MAX_ANSWER_FIELDS)
-        .max_buf_size(MAX_ANSWER_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| Failure::Unreachable(error.to_string()))?;
-    let driver = spawn_local(async move {
-        // Its end shows at the sender; its errors at the exchange that was under way.
-        let _ = connection.await;
-    });
-    Ok((sender, driver.abort_handle()))
-}
-
 async fn http2_on<T>(stream: T) -> Result<Shared, Failure>
 where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let head = u32::try_from(MAX_ANSWER_HEAD).unwrap_or(u32::MAX);
+    let head = u32::try_from(MAX_HEAD).unwrap_or(u32::MAX);
     let (sender, connection) = http2::Builder::new(Local)
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
@@ -160,4 +150,59 @@ where
         let _ = connection.await;
     });
     Ok(sender)
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Secure(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Secure(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Secure(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Secure(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Secure(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
 }

@@ -1,9 +1,9 @@
 //! To where. Forwards what was permitted and nothing else; balances, pools, retries what is safe.
 //!
 //! `config` is the shape of the file, `resolve` turns names into addresses beside the requests,
-//! `balance` chooses among them, `pool` and `connect` hold the connections of one core, `http` runs
-//! one exchange, `streams` bounds its two bodies, `headers` and `assertion` say what the upstream
-//! learns. Nothing here decides who may do what: [`Upstream::forward`] asks for a [`Permit`].
+//! `balance` chooses among them, `pool`, `places` and `connect` hold the connections of one core,
+//! `http` runs one exchange and `http1` or `http2` its attempts, `wire` speaks HTTP/1.1, `streams`
+//! bounds the two bodies, `headers` and `assertion` say what the upstream learns. Nothing here decides who may do what: [`Upstream::forward`] asks for a [`Permit`].
 
 pub mod assertion;
 mod balance;
@@ -11,17 +11,20 @@ mod config;
 mod connect;
 pub mod headers;
 mod http;
+mod http1;
+mod http2;
+mod places;
 mod pool;
 mod resolve;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ::http::uri::PathAndQuery;
-use ::http::{HeaderValue, Response};
+use ::http::Response;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +34,7 @@ use self::http::Outgoing;
 use self::resolve::Targets;
 use crate::authz::Permit;
 use crate::body::Body;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UpstreamMetrics};
 use crate::request::InboundRequest;
 use crate::schema::{Size, Span};
 use crate::tls::client::ClientConfig;
@@ -97,6 +100,8 @@ struct Core {
     targets: Arc<Targets>,
     tls: Option<Arc<ClientConfig>>,
     metrics: Arc<Metrics>,
+    /// What is counted for every request.
+    counts: UpstreamMetrics,
 }
 
 /// What the request path knows beside the request itself.
@@ -143,7 +148,7 @@ impl Default for Bounds {
 #[derive(Debug, Default, Clone)]
 pub struct Trail {
     /// The endpoint that was tried last, `host:port`: the one that answered, if one did.
-    pub endpoint: Option<String>,
+    pub endpoint: Option<Arc<str>>,
     /// How often it was tried.
     pub attempts: u32,
 }
@@ -167,6 +172,7 @@ impl Upstream {
             host: config.host,
             targets,
             tls,
+            counts: metrics.upstream(&name),
             metrics,
         };
         Self {
@@ -198,39 +204,27 @@ impl Upstream {
     pub async fn forward(
         &self,
         pools: &Pools,
-        mut request: InboundRequest,
+        request: &InboundRequest,
         body: Body,
         permit: &Permit,
         forwarding: Forwarding<'_>,
         trail: &mut Trail,
     ) -> Result<Response<Body>, Failure> {
-        let mut headers = std::mem::take(&mut request.headers);
         let about = About {
             upstream: &self.name,
-            request: &request,
+            request,
             caller: &permit.caller,
             policy: permit.advice.identity.as_ref(),
             decided_by: &permit.decided_by,
             forwarding: &forwarding,
             forward_authorization: self.config.forward_authorization,
         };
-        forwarding.identity.write(&about, &mut headers);
-
-        let target = match &request.query {
-            Some(query) => PathAndQuery::try_from(format!("{}?{query}", request.path.as_str())),
-            None => PathAndQuery::try_from(request.path.as_str()),
-        };
-        // Both were checked byte by byte, so neither can fail; if one did, nothing is sent.
-        let broken = |_| Failure::Unreachable("the request has no valid target".to_owned());
-        let target = target.map_err(broken)?;
-        let host = HeaderValue::try_from(request.host.to_string());
-        let host =
-            host.map_err(|_| Failure::Unreachable("the request has no valid host".to_owned()))?;
         let outgoing = Outgoing {
-            method: request.method,
-            target,
-            host,
-            headers,
+            method: &request.method,
+            path: request.path.as_str(),
+            query: request.query.as_deref(),
+            host: request.host.as_str(),
+            fields: forwarding.identity.fields(&about),
             accepts_trailers: request.accepts_trailers,
         };
         // Permission ages: nothing streams on after the credential has ended.

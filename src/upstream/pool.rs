@@ -3,26 +3,26 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use hyper::client::conn::http1;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::task::spawn_local;
+use tokio::time::{Instant, sleep};
 
 use super::balance::{Budget, Candidate, Health, choose};
-use super::config::Protocol;
 use super::connect::{self, Shared as Sender};
+use super::http2::{Exchange, Outbound};
+use super::places::{Place, Places};
 use super::resolve::Target;
-use super::streams::{Exchange, Outbound};
+use super::streams::Alarm;
+use super::wire::Wire;
 use super::{Core, Failure};
 
 /// How often idle connections and forgotten upstreams are looked for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
-/// How long the last connection to be returned may take to become ready for another request.
-const SETTLE: Duration = Duration::from_millis(20);
 
 /// The connection pools of one core; made once per worker.
 #[derive(Debug, Default)]
@@ -93,13 +93,8 @@ impl Pool {
     }
 
     /// Chooses where to send a request that already failed at `tried`.
-    pub(super) fn choose(
-        &self,
-        targets: &Arc<Vec<Target>>,
-        core: &Core,
-        tried: &[Rc<Peer>],
-    ) -> Option<Rc<Peer>> {
-        self.follow(targets, core);
+    pub(super) fn choose(&self, core: &Core, tried: &[Rc<Peer>]) -> Option<Rc<Peer>> {
+        self.follow(core);
         let peers = self.peers.borrow();
         if let [only] = peers.as_slice() {
             return Some(Rc::clone(only));
@@ -119,11 +114,11 @@ impl Pool {
     }
 
     /// Takes over a new list of addresses; what stays in it keeps its connections.
-    fn follow(&self, targets: &Arc<Vec<Target>>, core: &Core) {
+    fn follow(&self, core: &Core) {
         let mut seen = self.seen.borrow_mut();
-        if seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, targets)) {
+        let Some(targets) = core.targets.newer(seen.as_ref()) else {
             return;
-        }
+        };
         let mut peers = self.peers.borrow_mut();
         let mut known = std::mem::take(&mut *peers);
         for target in targets.iter() {
@@ -134,7 +129,7 @@ impl Pool {
             peers.push(peer);
         }
         known.iter().for_each(|gone| gone.retire());
-        *seen = Some(Arc::clone(targets));
+        *seen = Some(targets);
     }
 }
 
@@ -146,7 +141,7 @@ pub(super) struct Peer {
     /// What was seen of it.
     pub(super) health: Health,
     in_flight: Cell<usize>,
-    places: Arc<Semaphore>,
+    places: Rc<Places>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Multiplexed>>>,
     connecting: tokio::sync::Mutex<()>,
@@ -157,10 +152,17 @@ pub(super) struct Peer {
 
 /// An HTTP/1 connection.
 #[derive(Debug)]
-struct Idle {
-    sender: http1::SendRequest<Outbound>,
-    driver: AbortHandle,
+pub(super) struct Link {
+    pub(super) wire: Wire<connect::Stream>,
+    /// Wakes whoever holds the connection.
+    pub(super) alarm: Alarm,
     born: Instant,
+}
+
+/// An HTTP/1 connection that nobody holds.
+#[derive(Debug)]
+struct Idle {
+    link: Box<Link>,
     since: Instant,
 }
 
@@ -188,7 +190,7 @@ impl Peer {
             target,
             health: Health::default(),
             in_flight: Cell::new(0),
-            places: Arc::new(Semaphore::new(core.settings.places())),
+            places: Places::new(core.settings.places()),
             idle: RefCell::new(Vec::new()),
             shared: RefCell::new(Vec::new()),
             connecting: tokio::sync::Mutex::new(()),
@@ -198,108 +200,125 @@ impl Peer {
         }
     }
 
-    /// A connection for one exchange, from the pool or new.
-    ///
-    /// # Errors
-    /// [`Failure::Saturated`] when none got free in time; else as connecting fails.
-    pub(super) async fn lease(
-        self: &Rc<Self>,
-        core: &Arc<Core>,
-        exchange: &Rc<Exchange>,
-        wanted: Wanted,
-    ) -> Result<Lease, Failure> {
-        let place = self.place(core.settings.wait).await?;
-        exchange.reopen();
-        // Counted from here, so that a slow handshake weighs in the choice of others.
-        let mut lease = Lease {
-            connection: None,
-            reused: false,
-            exchange: Rc::clone(exchange),
+    /// Counts one exchange more from here on, so that a slow handshake weighs in the choice of others.
+    fn visit(self: &Rc<Self>, core: &Arc<Core>, place: Place) -> Visit {
+        self.in_flight.set(self.in_flight.get() + 1);
+        core.counts.in_flight(1);
+        Visit {
             peer: Rc::clone(self),
             core: Arc::clone(core),
             _place: place,
-        };
-        self.in_flight.set(self.in_flight.get() + 1);
-        core.metrics.upstream_in_flight(&core.name, 1);
-        let (connection, reused) = match core.settings.protocol {
-            Protocol::Http1 => self.exclusive(core, wanted).await?,
-            Protocol::Http2 => self.multiplexed(core, wanted).await?,
-        };
-        lease.connection = Some(connection);
-        lease.reused = reused;
-        Ok(lease)
-    }
-
-    async fn place(&self, wait: Duration) -> Result<OwnedSemaphorePermit, Failure> {
-        if let Ok(place) = Arc::clone(&self.places).try_acquire_owned() {
-            return Ok(place);
-        }
-        match timeout(wait, Arc::clone(&self.places).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(place),
-            Ok(Err(_)) | Err(_) => Err(Failure::Saturated),
         }
     }
 
-    async fn exclusive(&self, core: &Core, wanted: Wanted) -> Result<(Connection, bool), Failure> {
-        if wanted == Wanted::Any
-            && let Some(idle) = self.checkout(core).await
-        {
-            return Ok((Connection::Exclusive(idle), true));
+    /// A pooled HTTP/1 connection, if there is one and a place for the exchange.
+    pub(super) fn at_hand(
+        self: &Rc<Self>,
+        core: &Arc<Core>,
+        wanted: Wanted,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Option<Held> {
+        if wanted == Wanted::Fresh || self.idle.borrow().is_empty() {
+            return None;
+        }
+        let place = self.places.try_take()?;
+        let link = self.checkout(core, now, cx)?;
+        Some(Held {
+            link,
+            visit: self.visit(core, place),
+            reused: true,
+        })
+    }
+
+    /// An HTTP/1 connection for one exchange, from the pool or new.
+    ///
+    /// # Errors
+    /// [`Failure::Saturated`] when none got free in time; else as connecting fails.
+    pub(super) async fn hold(
+        self: &Rc<Self>,
+        core: &Arc<Core>,
+        wanted: Wanted,
+    ) -> Result<Held, Failure> {
+        let place = self.places.take(core.settings.wait).await;
+        let visit = self.visit(core, place.ok_or(Failure::Saturated)?);
+        if wanted == Wanted::Any {
+            let pooled = poll_fn(|cx| Poll::Ready(self.checkout(core, Instant::now(), cx)));
+            if let Some(link) = pooled.await {
+                return Ok(Held {
+                    link,
+                    visit,
+                    reused: true,
+                });
+            }
         }
         let began = Instant::now();
         let tls = core.tls.as_ref();
         let wait = core.settings.connect_timeout;
-        let (sender, driver) = connect::exclusive(&self.target, tls, wait).await?;
+        let stream = connect::exclusive(&self.target, tls, wait).await?;
         let born = Instant::now();
         core.metrics.upstream_connected(&core.name, born - began);
-        let idle = Idle {
-            sender,
-            driver,
+        let link = Link {
+            wire: Wire::new(stream),
+            alarm: Alarm::default(),
             born,
-            since: born,
         };
-        Ok((Connection::Exclusive(idle), false))
+        Ok(Held {
+            link: Box::new(link),
+            visit,
+            reused: false,
+        })
     }
 
-    /// The idle connection that was used last, if it is still open.
-    async fn checkout(&self, core: &Core) -> Option<Idle> {
-        let now = Instant::now();
-        let unsettled = {
-            let mut idle = self.idle.borrow_mut();
-            idle.retain(|one| one.good(core, now));
-            match idle.iter().rposition(|one| one.sender.is_ready()) {
-                Some(index) => return Some(idle.remove(index)),
-                None => idle.pop(),
+    /// The idle connection that was used last and is still open.
+    fn checkout(&self, core: &Core, now: Instant, cx: &mut Context<'_>) -> Option<Box<Link>> {
+        loop {
+            let mut idle = self.idle.borrow_mut().pop()?;
+            if idle.young(core, now) && idle.link.wire.quiet(cx) {
+                return Some(idle.link);
             }
-        };
-        // Returned a moment ago: its driver has not been polled since.
-        let mut one = unsettled?;
-        match timeout(SETTLE, one.sender.ready()).await {
-            Ok(Ok(())) => Some(one),
-            Ok(Err(_)) => None,
-            Err(_) => {
-                one.driver.abort();
-                None
-            }
+            idle.link.wire.part();
         }
+    }
+
+    /// A stream for one exchange, on an HTTP/2 connection that is open already or new. It ends
+    /// `exchange` when it is dropped.
+    ///
+    /// # Errors
+    /// As [`Peer::hold`].
+    pub(super) async fn stream(
+        self: &Rc<Self>,
+        core: &Arc<Core>,
+        exchange: &Rc<Exchange>,
+        wanted: Wanted,
+    ) -> Result<Stream, Failure> {
+        let place = self.places.take(core.settings.wait).await;
+        let visit = self.visit(core, place.ok_or(Failure::Saturated)?);
+        let (connection, reused) = self.multiplexed(core, wanted).await?;
+        Ok(Stream {
+            connection,
+            exchange: Rc::clone(exchange),
+            reused,
+            _visit: visit,
+        })
     }
 
     async fn multiplexed(
         &self,
         core: &Core,
         wanted: Wanted,
-    ) -> Result<(Connection, bool), Failure> {
+    ) -> Result<(Rc<Multiplexed>, bool), Failure> {
         let before = Instant::now();
         if wanted == Wanted::Any
-            && let Some(stream) = self.stream(core, None)
+            && let Some(open) = self.open(core, None)
         {
-            return Ok((Connection::Shared(stream), true));
+            return Ok((open, true));
         }
         // One connects, the others wait and share what it got.
         let _connecting = self.connecting.lock().await;
         let since = (wanted == Wanted::Fresh).then_some(before);
-        if let Some(stream) = self.stream(core, since) {
-            return Ok((Connection::Shared(stream), true));
+        if let Some(open) = self.open(core, since) {
+            return Ok((open, true));
         }
         let began = Instant::now();
         let tls = core.tls.as_ref();
@@ -316,11 +335,12 @@ impl Peer {
         if !self.retired.get() {
             self.shared.borrow_mut().push(Rc::clone(&one));
         }
-        Ok((Connection::Shared(one), false))
+        Ok((one, false))
     }
 
-    /// A stream on an open connection; `since` asks for one that was made after that time.
-    fn stream(&self, core: &Core, since: Option<Instant>) -> Option<Rc<Multiplexed>> {
+    /// An open HTTP/2 connection with room for a stream, which is counted; `since` asks for one that
+    /// was made after that time.
+    fn open(&self, core: &Core, since: Option<Instant>) -> Option<Rc<Multiplexed>> {
         let now = Instant::now();
         let mut shared = self.shared.borrow_mut();
         // One past its lifetime takes no new streams; it ends with its last one.
@@ -335,7 +355,14 @@ impl Peer {
     }
 
     fn reap(&self, core: &Core, now: Instant) {
-        self.idle.borrow_mut().retain(|one| one.good(core, now));
+        self.idle.borrow_mut().retain_mut(|idle| {
+            // Also lets go of the task that waited for its last answer.
+            let keep = idle.young(core, now) && idle.link.wire.still_quiet();
+            if !keep {
+                idle.link.wire.part();
+            }
+            keep
+        });
         self.shared.borrow_mut().retain(|one| {
             let idle = one.streams.get() == 0 && now - one.used.get() >= core.settings.idle_timeout;
             !one.sender.is_closed() && !idle && now - one.born < core.settings.max_lifetime
@@ -344,35 +371,74 @@ impl Peer {
 
     fn retire(&self) {
         self.retired.set(true);
-        self.idle.borrow_mut().clear();
+        for mut idle in self.idle.take() {
+            idle.link.wire.part();
+        }
         self.shared.borrow_mut().clear();
     }
 }
 
 impl Idle {
-    fn good(&self, core: &Core, now: Instant) -> bool {
-        !self.sender.is_closed()
-            && now - self.since < core.settings.idle_timeout
-            && now - self.born < core.settings.max_lifetime
+    fn young(&self, core: &Core, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) < core.settings.idle_timeout
+            && now - self.link.born < core.settings.max_lifetime
     }
 }
 
+/// An exchange that counts at its endpoint.
 #[derive(Debug)]
-enum Connection {
-    Exclusive(Idle),
-    Shared(Rc<Multiplexed>),
-}
-
-/// A connection, or a stream of one, for the length of one exchange. Dropping it before
-/// [`Lease::finish`] ends the exchange: the connection is closed, or the stream reset.
-#[derive(Debug)]
-pub(super) struct Lease {
-    connection: Option<Connection>,
-    exchange: Rc<Exchange>,
+struct Visit {
     peer: Rc<Peer>,
     core: Arc<Core>,
+    _place: Place,
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        let in_flight = self.peer.in_flight.get();
+        self.peer.in_flight.set(in_flight.saturating_sub(1));
+        self.core.counts.in_flight(-1);
+    }
+}
+
+/// An HTTP/1 connection for the length of one exchange. Dropping it before [`Held::finish`] closes
+/// it.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) link: Box<Link>,
+    /// Whether it had carried a request before.
+    pub(super) reused: bool,
+    visit: Visit,
+}
+
+impl Held {
+    /// The answer was read to its end. The connection goes back to the pool, if the request had been
+    /// sent to its end too: otherwise the rest of it would be taken for the next request's head.
+    pub(super) fn finish(self) {
+        let Self {
+            mut link, visit, ..
+        } = self;
+        let now = Instant::now();
+        let peer = &visit.peer;
+        let mut idle = peer.idle.borrow_mut();
+        if !peer.retired.get()
+            && idle.len() < peer.max_idle
+            && now - link.born < peer.max_lifetime
+            && link.wire.reusable()
+        {
+            idle.push(Idle { link, since: now });
+        }
+    }
+}
+
+/// A stream of an HTTP/2 connection for the length of one exchange. Dropping it before its end
+/// resets it.
+#[derive(Debug)]
+pub(super) struct Stream {
+    connection: Rc<Multiplexed>,
+    exchange: Rc<Exchange>,
     reused: bool,
-    _place: OwnedSemaphorePermit,
+    _visit: Visit,
 }
 
 /// What became of a request that was handed to a connection.
@@ -381,58 +447,24 @@ pub(super) type Sent = Result<
     hyper::client::conn::TrySendError<http::Request<Outbound>>,
 >;
 
-impl Lease {
+impl Stream {
     /// Whether the connection had carried a request before.
     pub(super) fn reused(&self) -> bool {
         self.reused
     }
 
     /// Sends the request and waits for the head of the answer.
-    pub(super) async fn send(&mut self, request: http::Request<Outbound>) -> Option<Sent> {
-        match self.connection.as_mut()? {
-            Connection::Exclusive(one) => Some(one.sender.try_send_request(request).await),
-            Connection::Shared(one) => {
-                let mut sender = one.sender.clone();
-                Some(sender.try_send_request(request).await)
-            }
-        }
-    }
-
-    /// The answer was read to its end. The connection goes back to the pool, if the request had been
-    /// sent to its end too: otherwise the rest of it would be taken for the next request's head.
-    pub(super) fn finish(mut self) {
-        let Some(Connection::Exclusive(mut one)) = self.connection.take_if(|connection| {
-            matches!(connection, Connection::Exclusive(_)) && self.exchange.sent()
-        }) else {
-            return;
-        };
-        let now = Instant::now();
-        let mut idle = self.peer.idle.borrow_mut();
-        if self.peer.retired.get()
-            || one.sender.is_closed()
-            || idle.len() >= self.peer.max_idle
-            || now - one.born >= self.peer.max_lifetime
-        {
-            return;
-        }
-        one.since = now;
-        idle.push(one);
+    pub(super) async fn send(&self, request: http::Request<Outbound>) -> Sent {
+        let mut sender = self.connection.sender.clone();
+        sender.try_send_request(request).await
     }
 }
 
-impl Drop for Lease {
+impl Drop for Stream {
     fn drop(&mut self) {
         self.exchange.end();
-        match self.connection.take() {
-            Some(Connection::Exclusive(one)) => one.driver.abort(),
-            Some(Connection::Shared(one)) => {
-                one.streams.set(one.streams.get().saturating_sub(1));
-                one.used.set(Instant::now());
-            }
-            None => {}
-        }
-        let in_flight = self.peer.in_flight.get();
-        self.peer.in_flight.set(in_flight.saturating_sub(1));
-        self.core.metrics.upstream_in_flight(&self.core.name, -1);
+        let streams = self.connection.streams.get();
+        self.connection.streams.set(streams.saturating_sub(1));
+        self.connection.used.set(Instant::now());
     }
 }

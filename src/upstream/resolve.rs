@@ -137,6 +137,18 @@ impl Targets {
         self.current.load_full()
     }
 
+    /// The addresses of this moment, if they are others than `seen`.
+    pub(super) fn newer(&self, seen: Option<&Arc<Vec<Target>>>) -> Option<Arc<Vec<Target>>> {
+        let current = self.current.load();
+        let known = seen.is_some_and(|seen| Arc::ptr_eq(seen, &current));
+        (!known).then(|| Arc::clone(&current))
+    }
+
+    /// Whether no endpoint has an address yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.current.load().is_empty()
+    }
+
     /// The addresses, waiting for the first answer for at most `wait` when there are none yet.
     pub(super) async fn available(&self, wait: Duration) -> Arc<Vec<Target>> {
         let mut resolved = std::pin::pin!(self.resolved.notified());

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::request::{Host, InboundRequest, Scheme};
+use crate::request::{Forwarded, Host, InboundRequest, Scheme};
 
 /// Most hops that are told. The nearest ones are kept: the farther one is, the less is known of it.
 const MAX_HOPS: usize = 16;
@@ -15,8 +15,34 @@ const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
-/// Writes the forwarding headers into `headers`, which are the request's.
-pub(super) fn write(request: &InboundRequest, headers: &mut HeaderMap) {
+const NAMES: [HeaderName; 5] = [FOR, PROTO, HOST, PORT, header::FORWARDED];
+
+/// Adds the forwarding headers of a request to what is ours.
+pub(super) fn write(request: &InboundRequest, ours: &mut Vec<(HeaderName, HeaderValue)>) {
+    if request.via_trusted_proxy {
+        add(ours, told(request));
+        return;
+    }
+    // A stranger's connection says the same of each of its requests for one host.
+    let memo = request.conn.forwarded.get_or_init(|| Forwarded {
+        host: request.host.clone(),
+        fields: told(request),
+    });
+    if memo.host == request.host {
+        add(ours, memo.fields.clone());
+    } else {
+        add(ours, told(request));
+    }
+}
+
+fn add(ours: &mut Vec<(HeaderName, HeaderValue)>, fields: [Option<HeaderValue>; 5]) {
+    let fields = NAMES.into_iter().zip(fields);
+    ours.extend(fields.filter_map(|(name, value)| Some((name, value?))));
+}
+
+/// The fields, in the order of [`NAMES`].
+fn told(request: &InboundRequest) -> [Option<HeaderValue>; 5] {
+    let headers = &request.headers;
     let hops = hops(request, headers);
     let trusted = |name: &HeaderName| {
         let mut values = headers.get_all(name).iter();
@@ -38,23 +64,17 @@ pub(super) fn write(request: &InboundRequest, headers: &mut HeaderMap) {
             Scheme::Http => 80,
             Scheme::Https => 443,
         });
-    let shown_host = host.to_string();
 
     let list: Vec<String> = hops.iter().map(ToString::to_string).collect();
-    let forwarded = forwarded(&hops, proto, &shown_host);
-    for (name, value) in [
-        (FOR, list.join(", ")),
-        (PROTO, proto.as_str().to_owned()),
-        (HOST, shown_host),
-        (PORT, port.to_string()),
-        (header::FORWARDED, forwarded),
-    ] {
-        match HeaderValue::try_from(value) {
-            Ok(value) => headers.insert(name, value),
-            // None of these can hold anything but visible ASCII; if one did, absent is safe.
-            Err(_) => headers.remove(name),
-        };
-    }
+    [
+        list.join(", "),
+        proto.as_str().to_owned(),
+        host.as_str().to_owned(),
+        port.to_string(),
+        forwarded(&hops, proto, host.as_str()),
+    ]
+    // None of these can hold anything but visible ASCII; if one did, absent is safe.
+    .map(|value| HeaderValue::try_from(value).ok())
 }
 
 /// The hops a request came through, the client first, our peer last.
@@ -136,6 +156,7 @@ mod tests {
             local: "127.0.0.1:8080".parse().unwrap(),
             tls: None,
             ambiguous_head: None,
+            forwarded: Default::default(),
         });
         let mut builder = Request::get("/").header("host", "api.example.test:8080");
         for (name, value) in fields {
@@ -149,9 +170,9 @@ mod tests {
         let (request, ()) =
             InboundRequest::parse(&conn, RequestId::random(), request, clock::now(), &rules)
                 .unwrap();
-        let mut headers = request.headers.clone();
-        write(&request, &mut headers);
-        headers
+        let mut ours = Vec::new();
+        write(&request, &mut ours);
+        ours.into_iter().collect()
     }
 
     #[test]

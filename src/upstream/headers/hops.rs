@@ -2,7 +2,7 @@
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::request::{HOP_BY_HOP, Rules, is_forwarding, is_override};
+use crate::request::{Rules, is_forwarding, is_hop_by_hop, is_override};
 
 /// Fields of an answer that `Connection` cannot nominate away (RFC 9110 section 7.6.1).
 const NOT_NOMINATED: [HeaderName; 5] = [
@@ -58,7 +58,7 @@ fn allowed_in_trailers(name: &str) -> bool {
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     plain
         && !NOT_IN_TRAILERS.contains(&name)
-        && !HOP_BY_HOP.contains(&name)
+        && !is_hop_by_hop(name)
         && !is_forwarding(name)
         && !is_override(name)
 }
@@ -125,15 +125,20 @@ pub(in crate::upstream) fn clean_answer(
         }
     }
     let trailer = accepts_trailers.then(|| announced(headers)).flatten();
-    for name in HOP_BY_HOP {
-        headers.remove(name);
+    let ends_here = |name: &HeaderName| {
+        // It would lead clients past the gateway.
+        is_hop_by_hop(name.as_str()) || *name == header::ALT_SVC
+    };
+    // Looking at the names that are there is cheaper than looking for each that might be.
+    if headers.keys().any(ends_here) {
+        retain(headers, |name| {
+            !is_hop_by_hop(name) && name != header::ALT_SVC.as_str()
+        });
     }
     // The announcement is kept for clients that read trailers: without it, none follow on HTTP/1.
     if let Some(trailer) = trailer {
         headers.insert(header::TRAILER, trailer);
     }
-    // It would lead clients past the gateway.
-    headers.remove(header::ALT_SVC);
     Ok(())
 }
 
@@ -151,21 +156,6 @@ fn announced(headers: &HeaderMap) -> Option<HeaderValue> {
         return None;
     }
     HeaderValue::from_str(&names.join(", ")).ok()
-}
-
-/// Joins several `Cookie` fields into one.
-pub(in crate::upstream) fn join_cookies(headers: &mut HeaderMap) {
-    if headers.get_all(header::COOKIE).iter().count() < 2 {
-        return;
-    }
-    let cookies = headers.get_all(header::COOKIE).iter();
-    let joined = cookies
-        .map(HeaderValue::as_bytes)
-        .collect::<Vec<_>>()
-        .join(&b"; "[..]);
-    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-        headers.insert(header::COOKIE, joined);
-    }
 }
 
 #[cfg(test)]
@@ -242,16 +232,5 @@ mod tests {
             }
             assert!(clean_answer(&mut headers, true).is_err(), "{fields:?}");
         }
-    }
-
-    #[test]
-    fn split_cookies_are_joined_for_http1() {
-        let mut headers = HeaderMap::new();
-        for cookie in ["a=1", "b=2"] {
-            headers.append(header::COOKIE, HeaderValue::from_static(cookie));
-        }
-        join_cookies(&mut headers);
-        assert_eq!(headers.get_all(header::COOKIE).iter().count(), 1);
-        assert_eq!(headers[header::COOKIE], "a=1; b=2");
     }
 }

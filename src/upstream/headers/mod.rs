@@ -20,7 +20,7 @@ use crate::authn::Caller;
 use crate::authz::DecidedBy;
 use crate::body::Body;
 use crate::document::Value;
-use crate::request::{FORWARDING, HOP_BY_HOP, InboundRequest, Rules};
+use crate::request::{InboundRequest, Rules, is_hop_by_hop};
 use crate::schema::{Compile, Named};
 use crate::telemetry::TraceContext;
 
@@ -28,7 +28,7 @@ use crate::telemetry::TraceContext;
 const MAX_HEADERS: usize = 64;
 
 /// Headers that already mean something to HTTP, to us, or to the application.
-const RESERVED: [&str; 17] = [
+const RESERVED: [&str; 26] = [
     "accept",
     "authorization",
     "content-encoding",
@@ -38,6 +38,7 @@ const RESERVED: [&str; 17] = [
     "cookie",
     "date",
     "expect",
+    "forwarded",
     "host",
     "origin",
     "range",
@@ -45,8 +46,20 @@ const RESERVED: [&str; 17] = [
     "traceparent",
     "tracestate",
     "user-agent",
+    "x-forwarded-client-cert",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-proto",
+    "x-forwarded-uri",
+    "x-real-ip",
     "x-request-id",
 ];
+
+/// How many fields of ours there are beside those of the configuration, at most: five that tell of
+/// the way, two of the trace, the request's id and the assertion.
+const OURS: usize = 9;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -175,9 +188,7 @@ fn header_name(name: &str, cx: &mut Compile) -> Option<HeaderName> {
         );
         return None;
     }
-    let taken = [&RESERVED[..], &HOP_BY_HOP, &FORWARDING]
-        .iter()
-        .any(|names| names.contains(&lower.as_str()));
+    let taken = RESERVED.contains(&lower.as_str()) || is_hop_by_hop(&lower);
     if taken {
         cx.problem_help(
             format!("`{name}` has a meaning of its own in HTTP"),
@@ -205,8 +216,8 @@ impl IdentityHeaders {
         &self.rules
     }
 
-    /// Writes everything that is ours into the request's headers.
-    pub(super) fn write(&self, about: &About<'_>, headers: &mut HeaderMap) {
+    /// The fields of the request as it leaves: the client's, and everything that is ours.
+    pub fn fields<'a>(&'a self, about: &About<'a>) -> Fields<'a> {
         let About {
             request,
             caller,
@@ -219,12 +230,11 @@ impl IdentityHeaders {
             policy: about.policy,
             certificate: certificate.and_then(|tls| tls.peer_certificate.as_deref()),
         };
+        let mut ours = Vec::with_capacity(self.headers.len() + OURS);
         for (name, source) in &self.headers {
-            // Removed at the door already; once more here, where it is written.
-            match source.value(facts) {
-                Some(value) => headers.insert(name, value),
-                None => headers.remove(name),
-            };
+            if let Some(value) = source.value(facts) {
+                ours.push((name.clone(), value));
+            }
         }
         if let Some(assertion) = &self.assertion {
             let statement = Statement {
@@ -236,49 +246,111 @@ impl IdentityHeaders {
                 decision_id: forwarding.decision_id,
                 route: forwarding.route,
             };
-            match assertion.sign(&statement) {
-                Some(value) => headers.insert(&assertion.header, value),
-                None => headers.remove(&assertion.header),
-            };
+            if let Some(value) = assertion.sign(&statement) {
+                ours.push((assertion.header.clone(), value));
+            }
         }
-        forwarding::write(request, headers);
-        trace(forwarding.trace, headers);
-        match HeaderValue::from_str(request.id.as_str()) {
-            Ok(id) => headers.insert(REQUEST_ID, id),
-            Err(_) => headers.remove(REQUEST_ID),
-        };
-        if !about.forward_authorization {
-            headers.remove(header::AUTHORIZATION);
+        forwarding::write(request, &mut ours);
+        trace(forwarding.trace, &mut ours);
+        if let Ok(id) = HeaderValue::from_bytes(request.id.as_bytes()) {
+            ours.push((REQUEST_ID, id));
         }
+        Fields {
+            theirs: &request.headers,
+            forward_authorization: about.forward_authorization,
+            owned: &self.rules.owned,
+            ours,
+        }
+    }
+}
+
+/// The fields of a request as it leaves, without `Host`. The client's are read where they lie: to
+/// move them into another map costs more than to write them.
+#[derive(Debug)]
+pub struct Fields<'a> {
+    theirs: &'a HeaderMap,
+    forward_authorization: bool,
+    owned: &'a [HeaderName],
+    ours: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl<'a> Fields<'a> {
+    /// Only these.
+    #[cfg(test)]
+    pub(super) fn of(theirs: &'a HeaderMap) -> Self {
+        Self {
+            theirs,
+            forward_authorization: false,
+            owned: &[],
+            ours: Vec::new(),
+        }
+    }
+
+    /// All fields; those of one name stand together.
+    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+        let theirs = self.theirs.iter().filter(|(name, _)| self.travels(name));
+        theirs.chain(self.ours.iter().map(|(name, value)| (name, value)))
+    }
+
+    /// All fields as a map.
+    pub(super) fn to_map(&self) -> HeaderMap {
+        let mut map = HeaderMap::with_capacity(self.theirs.keys_len() + self.ours.len());
+        for (name, value) in self.iter() {
+            map.append(name.clone(), value.clone());
+        }
+        map
+    }
+
+    /// Whether a field of the client's goes on. What only we write was removed at the door already;
+    /// it is asked once more here, where the request leaves.
+    fn travels(&self, name: &HeaderName) -> bool {
+        if *name == header::AUTHORIZATION {
+            return self.forward_authorization;
+        }
+        let ours = matches!(
+            name.as_str(),
+            "forwarded"
+                | "traceparent"
+                | "tracestate"
+                | "x-forwarded-for"
+                | "x-forwarded-host"
+                | "x-forwarded-port"
+                | "x-forwarded-proto"
+                | "x-request-id"
+        );
+        !ours && !self.owned.contains(name)
     }
 }
 
 /// What the headers of one request are written from.
 #[derive(Debug)]
-pub(super) struct About<'a> {
-    pub(super) upstream: &'a str,
-    pub(super) request: &'a InboundRequest,
-    pub(super) caller: &'a Caller,
+pub struct About<'a> {
+    /// The upstream's name.
+    pub upstream: &'a str,
+    /// The request.
+    pub request: &'a InboundRequest,
+    /// Who was allowed.
+    pub caller: &'a Caller,
     /// The policy's `identity` object.
-    pub(super) policy: Option<&'a Value>,
-    pub(super) decided_by: &'a DecidedBy,
-    pub(super) forwarding: &'a Forwarding<'a>,
-    pub(super) forward_authorization: bool,
+    pub policy: Option<&'a Value>,
+    /// Which policy allowed it.
+    pub decided_by: &'a DecidedBy,
+    /// What the request path knows beside the request itself.
+    pub forwarding: &'a Forwarding<'a>,
+    /// Whether the client's `Authorization` goes on.
+    pub forward_authorization: bool,
 }
 
 /// W3C trace context: our span is the parent of the upstream's.
-fn trace(trace: &TraceContext, headers: &mut HeaderMap) {
-    let flags = if trace.sampled { "01" } else { "00" };
-    let parent = format!("00-{}-{}-{flags}", trace.trace_id, trace.span_id);
-    match HeaderValue::try_from(parent) {
-        Ok(parent) => headers.insert(TRACEPARENT, parent),
-        Err(_) => headers.remove(TRACEPARENT),
-    };
-    let state = trace.state.as_deref().map(HeaderValue::from_str);
-    match state {
-        Some(Ok(state)) => headers.insert(TRACESTATE, state),
-        Some(Err(_)) | None => headers.remove(TRACESTATE),
-    };
+fn trace(trace: &TraceContext, ours: &mut Vec<(HeaderName, HeaderValue)>) {
+    if let Ok(parent) = HeaderValue::from_bytes(&trace.traceparent()) {
+        ours.push((TRACEPARENT, parent));
+    }
+    if let Some(state) = &trace.state
+        && let Ok(state) = HeaderValue::from_str(state)
+    {
+        ours.push((TRACESTATE, state));
+    }
 }
 
 #[cfg(test)]
@@ -340,14 +412,15 @@ mod tests {
     #[test]
     fn trace_context_names_our_span_as_parent() {
         let context = TraceContext {
-            trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".into(),
+            trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".parse().unwrap(),
             parent_id: None,
-            span_id: "00f067aa0ba902b7".into(),
+            span_id: "00f067aa0ba902b7".parse().unwrap(),
             sampled: true,
             state: Some("a=b".into()),
         };
-        let mut headers = HeaderMap::new();
-        trace(&context, &mut headers);
+        let mut ours = Vec::new();
+        trace(&context, &mut ours);
+        let headers: HeaderMap = ours.into_iter().collect();
         assert_eq!(
             headers["traceparent"],
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -122,12 +122,13 @@ pub(in crate::upstream) fn id(identity: &Identity) -> Arc<str> {
 /// A claim: a string, a number, a boolean, or an array of these. Objects have no form in a header
 /// that two services would read alike; the assertion carries what is needed of them.
 fn written(value: &Value) -> Option<HeaderValue> {
-    match value.as_array() {
-        Err(_) => scalar(&plain(value)?),
-        Ok(items) => {
+    match (document::items(value), document::text(value)) {
+        (Some(items), _) => {
             let items: Option<Vec<Arc<str>>> = items.iter().map(plain).collect();
             list(items?.iter().map(|item| &**item))
         }
+        (None, Some(text)) => scalar(text),
+        (None, None) => scalar(&plain(value)?),
     }
 }
 
@@ -140,6 +141,14 @@ fn plain(value: &Value) -> Option<Arc<str>> {
 }
 
 fn scalar(text: &str) -> Option<HeaderValue> {
+    // Most values need no encoding, and then one copy is all.
+    let plain = |plain: bool, &b: &u8| plain & matches!(b, 0x21..=0x7e) & (b != b'%');
+    if text.as_bytes().iter().fold(true, plain) {
+        if text.is_empty() || text.len() > MAX_VALUE {
+            return None;
+        }
+        return HeaderValue::from_str(text).ok();
+    }
     let mut out = String::with_capacity(text.len());
     encode(text, false, &mut out);
     finish(out)

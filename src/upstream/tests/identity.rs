@@ -53,6 +53,7 @@ fn inbound(identity: &IdentityHeaders, request: Request<()>) -> InboundRequest {
         local: "127.0.0.1:8080".parse().unwrap(),
         tls: None,
         ambiguous_head: None,
+        forwarded: Default::default(),
     });
     let rules = Rules {
         owned: identity.owned(),
@@ -89,9 +90,9 @@ async fn forwarded(
     let request = inbound(identity, request);
     let upstream = to(server, "");
     let trace = TraceContext {
-        trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".into(),
+        trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".parse().unwrap(),
         parent_id: None,
-        span_id: "00f067aa0ba902b7".into(),
+        span_id: "00f067aa0ba902b7".parse().unwrap(),
         sampled: false,
         state: None,
     };
@@ -107,7 +108,7 @@ async fn forwarded(
     let answer = upstream
         .forward(
             &Pools::default(),
-            request,
+            &request,
             body::empty(),
             &permit,
             forwarding,

@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use ::http::header::{HeaderMap, HeaderName};
-use ::http::{HeaderValue, Method, Response};
+use ::http::{Method, Response};
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -24,6 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
+use super::headers::Fields;
 use super::http::{Outgoing, exchange};
 use super::{Bounds, Failure, Pools, Trail, Upstream, UpstreamConfig};
 use crate::body::{self, Body, BodyError};
@@ -174,11 +175,16 @@ impl Call<'_> {
     }
 
     pub(super) async fn head(&mut self) -> Result<Response<Body>, Failure> {
+        let (path, query) = match self.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (self.target, None),
+        };
         let outgoing = Outgoing {
-            method: self.method.clone(),
-            target: self.target.parse().unwrap(),
-            host: HeaderValue::from_static("api.example.test"),
-            headers: std::mem::take(&mut self.headers),
+            method: &self.method,
+            path,
+            query,
+            host: "api.example.test",
+            fields: Fields::of(&self.headers),
             accepts_trailers: true,
         };
         let rules = Arc::new(Rules {

@@ -1,15 +1,20 @@
 //! Every number that operators see, in the OpenMetrics text format.
 //!
 //! Label values are names from the configuration and fixed words, never anything a client sent: a
-//! client must not be able to grow a time series. What the request path counts on every request is
-//! resolved once per thread and name ([`RouteMetrics`]); a look-up by labels costs
-//! ten times the increment.
+//! client must not be able to grow a time series. What is counted on every request is counted per
+//! thread (`tally`) and found without labels: whoever knows a thing for long keeps its handle
+//! ([`RouteCounts`], [`UpstreamMetrics`], [`PolicyMetrics`], [`IssuerMetrics`]); the methods that take
+//! a name find the same handles again by the name, which costs ten times the counting.
+
+mod tally;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::LocalKey;
 use std::time::Duration;
 
@@ -17,23 +22,40 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
-use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use self::tally::{Count, Level, Times};
 use crate::clock;
 
-/// Upper bounds of the buckets for whole requests, in seconds.
-const REQUEST_BUCKETS: [f64; 15] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0,
+/// Upper bounds of the buckets for whole requests, in nanoseconds: half a millisecond to a minute.
+const REQUEST_BUCKETS: [u64; 15] = [
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    15_000_000_000,
+    60_000_000_000,
 ];
 
-/// Upper bounds of the buckets for decisions, in seconds: a decision takes microseconds.
-const DECISION_BUCKETS: [f64; 11] = [
-    0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005,
-    0.01,
+/// Upper bounds of the buckets for decisions, in nanoseconds: a decision takes microseconds.
+const DECISION_BUCKETS: [u64; 11] = [
+    5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000, 5_000_000,
+    10_000_000,
 ];
+
+/// Words of one name that are found again without their labels.
+const WORDS: usize = 24;
 
 /// Names remembered per thread before the memory is begun anew. Names come from the configuration;
 /// the bound only matters after very many reloads with ever new names.
@@ -42,8 +64,8 @@ const REMEMBERED: usize = 4096;
 type One = [(&'static str, String); 1];
 type Three = [(&'static str, String); 3];
 type Two = [(&'static str, String); 2];
-type Buckets = fn() -> Histogram;
-type Remembered<T> = RefCell<HashMap<String, (u64, Rc<T>)>>;
+type Buckets = fn() -> Times;
+type Remembered<T> = RefCell<HashMap<String, (u64, Rc<T>), BuildHasherDefault<Quick>>>;
 
 /// The metrics of one gateway; the same object in every snapshot of a process.
 #[derive(Debug)]
@@ -53,73 +75,207 @@ pub struct Metrics {
     registry: Registry,
     /// Without our prefix: dashboards and alerts know these names from every other process.
     process: Registry,
-    requests: Family<Two, Counter>,
-    refusals: Family<Two, Counter>,
-    durations: Family<Two, Histogram, Buckets>,
-    in_flight: Gauge,
-    response_bytes: Family<One, Counter>,
-    upstream_attempts: Family<Two, Counter>,
-    upstream_retries: Family<One, Counter>,
-    upstream_connects: Family<One, Histogram, Buckets>,
-    upstream_in_flight: Family<One, Gauge>,
-    connections: Family<One, Gauge>,
-    accepted: Family<One, Counter>,
-    connections_refused: Family<Two, Counter>,
-    connections_ended: Family<Two, Counter>,
-    accept_failures: Family<Two, Counter>,
-    handshakes: Family<Three, Counter>,
-    handshake_failures: Family<Two, Counter>,
-    jwks_fetches: Family<Two, Counter>,
+    requests: Family<Two, Count>,
+    refusals: Family<Two, Count>,
+    durations: Family<Two, Times, Buckets>,
+    in_flight: Level,
+    response_bytes: Family<One, Count>,
+    upstream_attempts: Family<Two, Count>,
+    upstream_retries: Family<One, Count>,
+    upstream_connects: Family<One, Times, Buckets>,
+    upstream_in_flight: Family<One, Level>,
+    connections: Family<One, Level>,
+    accepted: Family<One, Count>,
+    connections_refused: Family<Two, Count>,
+    connections_ended: Family<Two, Count>,
+    accept_failures: Family<Two, Count>,
+    handshakes: Family<Three, Count>,
+    handshake_failures: Family<Two, Count>,
+    jwks_fetches: Family<Two, Count>,
     jwks_keys: Family<One, Gauge>,
     jwks_fetched_at: Family<One, Gauge>,
-    jwks_unknown_keys: Family<Two, Counter>,
-    token_cache: Family<Two, Counter>,
-    decisions: Family<Two, Counter>,
-    budget_overruns: Family<One, Counter>,
-    decision_durations: Family<One, Histogram, Buckets>,
-    limited: Family<One, Counter>,
+    jwks_unknown_keys: Family<Two, Count>,
+    token_cache: Family<Two, Count>,
+    decisions: Family<Two, Count>,
+    decision_cache: Family<Two, Count>,
+    budget_overruns: Family<One, Count>,
+    decision_durations: Family<One, Times, Buckets>,
+    limited: Family<One, Count>,
     limit_keys: Family<One, Gauge>,
-    limit_overflows: Family<One, Counter>,
+    limit_overflows: Family<One, Count>,
     audit_written: Counter,
     audit_dropped: Counter,
     audit_errors: Counter,
     audit_queued: Gauge,
     spans_exported: Counter,
     spans_dropped: Counter,
-    reloads: Family<One, Counter>,
+    reloads: Family<One, Count>,
     reloaded_at: Gauge,
     revision: Family<One, Gauge>,
 }
 
 /// The handles of one route.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct RouteMetrics {
     /// By hundreds of the status, 1xx to 5xx; the last is for requests that got no answer.
-    by_class: [Counter; 6],
-    total: Histogram,
-    head: Histogram,
-    bytes: Counter,
+    by_class: [Count; 6],
+    total: Times,
+    head: Times,
+    bytes: Count,
 }
 
-/// The handles of one name in a family by outcome: the outcomes met so far, which are few.
-#[derive(Debug, Default)]
-struct Outcomes(RefCell<Vec<(&'static str, Counter)>>);
+/// A route's handles, made when they are first asked for: a route without requests has no series.
+#[derive(Debug)]
+pub struct RouteCounts {
+    metrics: Arc<Metrics>,
+    name: Arc<str>,
+    made: OnceLock<RouteMetrics>,
+}
+
+/// The handles of one upstream.
+#[derive(Debug)]
+pub struct UpstreamMetrics {
+    attempts: Words,
+    in_flight: Series<Level>,
+}
+
+/// The handles of one policy.
+#[derive(Debug)]
+pub struct PolicyMetrics {
+    decisions: Words,
+    cache: Words,
+    durations: Series<Times, Buckets>,
+    overruns: Series<Count>,
+}
+
+/// What came of looking a decision up among those made before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// It was there.
+    Hit,
+    /// It was not.
+    Miss,
+    /// The request is larger than what is kept.
+    Bypass,
+}
+
+/// The handles of one issuer.
+#[derive(Debug)]
+pub struct IssuerMetrics {
+    tokens: Words,
+}
+
+/// The handles of one listener.
+#[derive(Debug)]
+struct ListenerMetrics {
+    open: Series<Level>,
+    accepted: Series<Count>,
+    ended: Words,
+}
+
+/// One series of a family, made when it is first needed.
+#[derive(Debug)]
+struct Series<M, C = fn() -> M> {
+    family: Family<One, M, C>,
+    labels: One,
+    made: OnceLock<M>,
+}
+
+impl<M: Copy, C: MetricConstructor<M>> Series<M, C> {
+    const fn new(family: Family<One, M, C>, labels: One) -> Self {
+        Self {
+            family,
+            labels,
+            made: OnceLock::new(),
+        }
+    }
+
+    fn get(&self) -> M {
+        *self
+            .made
+            .get_or_init(|| self.family.get_or_create_owned(&self.labels))
+    }
+}
+
+/// The counters of one name by a second label, whose values are fixed words: those met so far.
+#[derive(Debug)]
+struct Words {
+    family: Family<Two, Count>,
+    label: (&'static str, String),
+    second: &'static str,
+    met: [OnceLock<(&'static str, Count)>; WORDS],
+}
+
+impl Words {
+    fn new(family: &Family<Two, Count>, label: (&'static str, &str), second: &'static str) -> Self {
+        Self {
+            family: family.clone(),
+            label: (label.0, label.1.to_owned()),
+            second,
+            met: [const { OnceLock::new() }; WORDS],
+        }
+    }
+
+    fn inc(&self, word: &'static str) {
+        let mut met = self.met.iter().map_while(OnceLock::get);
+        match met.find(|(known, _)| *known == word) {
+            Some((_, count)) => count.inc(),
+            None => self.meet(word).inc(),
+        }
+    }
+
+    #[cold]
+    fn meet(&self, word: &'static str) -> Count {
+        let labels = [self.label.clone(), (self.second, word.to_owned())];
+        let count = self.family.get_or_create_owned(&labels);
+        for place in &self.met {
+            // Another thread may have been faster; beyond the last place the family is asked.
+            if place.get_or_init(|| (word, count)).0 == word {
+                break;
+            }
+        }
+        count
+    }
+}
 
 thread_local! {
     static ROUTES: Remembered<RouteMetrics> = RefCell::default();
-    static POLICIES: Remembered<Histogram> = RefCell::default();
-    static DECISIONS: Remembered<Outcomes> = RefCell::default();
-    static IN_FLIGHT: Remembered<Gauge> = RefCell::default();
-    static UPSTREAMS: Remembered<Outcomes> = RefCell::default();
-    static TOKENS: Remembered<Outcomes> = RefCell::default();
+    static REFUSALS: Remembered<Words> = RefCell::default();
+    static UPSTREAMS: Remembered<UpstreamMetrics> = RefCell::default();
+    static ISSUERS: Remembered<IssuerMetrics> = RefCell::default();
+    static LISTENERS: Remembered<ListenerMetrics> = RefCell::default();
+    static LIMITS: Remembered<Series<Count>> = RefCell::default();
 }
 
-fn request_buckets() -> Histogram {
-    Histogram::new(REQUEST_BUCKETS)
+/// Hashes names from the configuration, which nobody chooses to collide.
+#[derive(Default)]
+struct Quick(u64);
+
+impl Hasher for Quick {
+    fn write(&mut self, bytes: &[u8]) {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let mut last = [0; 8];
+        for (to, from) in last.iter_mut().zip(rest) {
+            *to = *from;
+        }
+        for word in words.iter().chain([&last]) {
+            let mixed = self.0.rotate_left(5) ^ u64::from_le_bytes(*word);
+            self.0 = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        // The table looks at the upper bits and at the lower ones; a product's are the upper.
+        self.0 ^ self.0 >> 32
+    }
 }
 
-fn decision_buckets() -> Histogram {
-    Histogram::new(DECISION_BUCKETS)
+fn request_buckets() -> Times {
+    Times::new(&REQUEST_BUCKETS)
+}
+
+fn decision_buckets() -> Times {
+    Times::new(&DECISION_BUCKETS)
 }
 
 fn one(key: &'static str, value: &str) -> One {
@@ -136,9 +292,8 @@ fn two(first: (&'static str, &str), second: (&'static str, &str)) -> Two {
 impl Default for Metrics {
     fn default() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let durations: Family<Two, Histogram, Buckets> =
-            Family::new_with_constructor(request_buckets);
-        let decision_durations: Family<One, Histogram, Buckets> =
+        let durations: Family<Two, Times, Buckets> = Family::new_with_constructor(request_buckets);
+        let decision_durations: Family<One, Times, Buckets> =
             Family::new_with_constructor(decision_buckets);
         let mut metrics = Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
@@ -147,7 +302,7 @@ impl Default for Metrics {
             requests: Family::default(),
             refusals: Family::default(),
             durations,
-            in_flight: Gauge::default(),
+            in_flight: Level::default(),
             response_bytes: Family::default(),
             upstream_attempts: Family::default(),
             upstream_retries: Family::default(),
@@ -166,6 +321,7 @@ impl Default for Metrics {
             jwks_unknown_keys: Family::default(),
             token_cache: Family::default(),
             decisions: Family::default(),
+            decision_cache: Family::default(),
             budget_overruns: Family::default(),
             decision_durations,
             limited: Family::default(),
@@ -193,7 +349,7 @@ impl Metrics {
         r.register("requests", "Requests by route and class of the answer's status (none: no answer)", self.requests.clone());
         r.register("refusals", "Requests turned away, by route and code", self.refusals.clone());
         r.register_with_unit("request_duration", "Time from a request's head to the head of its answer, and to the last byte", Unit::Seconds, self.durations.clone());
-        r.register("requests_in_flight", "Requests whose last byte has not left yet", self.in_flight.clone());
+        r.register("requests_in_flight", "Requests whose last byte has not left yet", self.in_flight);
         r.register_with_unit("response_body", "Bytes of answers' bodies, by route", Unit::Bytes, self.response_bytes.clone());
         r.register("upstream_attempts", "Attempts to forward, by upstream and outcome", self.upstream_attempts.clone());
         r.register("upstream_retries", "Requests that were sent again, by upstream", self.upstream_retries.clone());
@@ -212,6 +368,7 @@ impl Metrics {
         r.register("jwks_unknown_keys", "Tokens that name an unknown key, by issuer and what was done", self.jwks_unknown_keys.clone());
         r.register("token_cache", "Look-ups of verified tokens, by issuer and outcome", self.token_cache.clone());
         r.register("decisions", "Decisions, by policy and outcome", self.decisions.clone());
+        r.register("decision_cache", "Look-ups of remembered decisions, by policy and outcome", self.decision_cache.clone());
         r.register("policy_budget_overruns", "Decisions that used up their budget, by policy", self.budget_overruns.clone());
         r.register_with_unit("decision_duration", "Time of a decision, by policy", Unit::Seconds, self.decision_durations.clone());
         r.register("limited", "Requests turned away, by limit", self.limited.clone());
@@ -242,48 +399,84 @@ impl Metrics {
         }
     }
 
-    /// The handles of a route, remembered per thread.
-    pub fn route(&self, name: &str) -> Rc<RouteMetrics> {
-        remembered(&ROUTES, self.id, name, || {
-            let class = |class: &str| {
-                self.requests
-                    .get_or_create_owned(&two(("route", name), ("status", class)))
-            };
-            let stage = |stage: &str| {
-                self.durations
-                    .get_or_create_owned(&two(("route", name), ("stage", stage)))
-            };
-            RouteMetrics {
-                by_class: ["1xx", "2xx", "3xx", "4xx", "5xx", "none"].map(class),
-                total: stage("total"),
-                head: stage("head"),
-                bytes: self.response_bytes.get_or_create_owned(&one("route", name)),
-            }
+    /// The handles of a route, remembered per thread and name.
+    pub fn route(&self, name: &str) -> RouteMetrics {
+        *remembered(&ROUTES, self.id, name, || self.new_route(name))
+    }
+
+    fn new_route(&self, name: &str) -> RouteMetrics {
+        let class = |class: &str| {
+            self.requests
+                .get_or_create_owned(&two(("route", name), ("status", class)))
+        };
+        let stage = |stage: &str| {
+            self.durations
+                .get_or_create_owned(&two(("route", name), ("stage", stage)))
+        };
+        RouteMetrics {
+            by_class: ["1xx", "2xx", "3xx", "4xx", "5xx", "none"].map(class),
+            total: stage("total"),
+            head: stage("head"),
+            bytes: self.response_bytes.get_or_create_owned(&one("route", name)),
+        }
+    }
+
+    /// The handles of an upstream, to be kept with it.
+    pub fn upstream(&self, name: &str) -> UpstreamMetrics {
+        UpstreamMetrics {
+            attempts: Words::new(&self.upstream_attempts, ("upstream", name), "outcome"),
+            in_flight: Series::new(self.upstream_in_flight.clone(), one("upstream", name)),
+        }
+    }
+
+    /// The handles of a policy, to be kept with it.
+    pub fn policy(&self, name: &str) -> PolicyMetrics {
+        let label = ("policy", name);
+        PolicyMetrics {
+            decisions: Words::new(&self.decisions, label, "outcome"),
+            cache: Words::new(&self.decision_cache, label, "outcome"),
+            durations: Series::new(self.decision_durations.clone(), one("policy", name)),
+            overruns: Series::new(self.budget_overruns.clone(), one("policy", name)),
+        }
+    }
+
+    /// The handles of an issuer, to be kept with it.
+    pub fn issuer(&self, name: &str) -> IssuerMetrics {
+        IssuerMetrics {
+            tokens: Words::new(&self.token_cache, ("issuer", name), "outcome"),
+        }
+    }
+
+    fn listener(&self, name: &str) -> Rc<ListenerMetrics> {
+        remembered(&LISTENERS, self.id, name, || ListenerMetrics {
+            open: Series::new(self.connections.clone(), one("listener", name)),
+            accepted: Series::new(self.accepted.clone(), one("listener", name)),
+            ended: Words::new(&self.connections_ended, ("listener", name), "ending"),
         })
     }
 
     /// A request begins.
     pub fn request_opened(&self) {
-        self.in_flight.inc();
+        self.in_flight.change(1);
     }
 
     /// A request's last byte has left, or never will.
     pub fn request_closed(&self) {
-        self.in_flight.dec();
+        self.in_flight.change(-1);
     }
 
     /// A request was turned away; `code` is the client's ([`crate::refusal::Public::code`]) or a
     /// fixed word of the failing method, never a policy's own text.
     pub fn refused(&self, route: &str, code: &'static str) {
-        self.refusals
-            .get_or_create(&two(("route", route), ("code", code)))
-            .inc();
+        remembered(&REFUSALS, self.id, route, || {
+            Words::new(&self.refusals, ("route", route), "code")
+        })
+        .inc(code);
     }
 
     /// An attempt to forward ended; `outcome` is a fixed word (`ok`, `refused`, `timeout`, …).
     pub fn upstream_attempt(&self, upstream: &str, outcome: &'static str) {
-        let labels = ("upstream", upstream);
-        self.by_outcome(&UPSTREAMS, &self.upstream_attempts, labels, outcome);
+        remembered(&UPSTREAMS, self.id, upstream, || self.upstream(upstream)).attempt(outcome);
     }
 
     /// A request is sent again.
@@ -297,30 +490,24 @@ impl Metrics {
     pub fn upstream_connected(&self, upstream: &str, took: Duration) {
         self.upstream_connects
             .get_or_create(&one("upstream", upstream))
-            .observe(took.as_secs_f64());
+            .observe(took);
     }
 
     /// The number of exchanges under way with an upstream changes.
     pub fn upstream_in_flight(&self, upstream: &str, change: i64) {
-        remembered(&IN_FLIGHT, self.id, upstream, || {
-            self.upstream_in_flight
-                .get_or_create_owned(&one("upstream", upstream))
-        })
-        .inc_by(change);
+        remembered(&UPSTREAMS, self.id, upstream, || self.upstream(upstream)).in_flight(change);
     }
 
     /// A listener accepted a connection.
     pub fn connection_opened(&self, listener: &str) {
-        let labels = one("listener", listener);
-        self.connections.get_or_create(&labels).inc();
-        self.accepted.get_or_create(&labels).inc();
+        let listener = self.listener(listener);
+        listener.open.get().change(1);
+        listener.accepted.get().inc();
     }
 
     /// A connection ended.
     pub fn connection_closed(&self, listener: &str) {
-        self.connections
-            .get_or_create(&one("listener", listener))
-            .dec();
+        self.listener(listener).open.get().change(-1);
     }
 
     /// A connection was closed before it was served, because of this bound.
@@ -332,9 +519,7 @@ impl Metrics {
 
     /// Why a connection ended.
     pub fn connection_ended(&self, listener: &str, ending: &'static str) {
-        self.connections_ended
-            .get_or_create(&two(("listener", listener), ("ending", ending)))
-            .inc();
+        self.listener(listener).ended.inc(ending);
     }
 
     /// Accepting failed.
@@ -388,29 +573,16 @@ impl Metrics {
 
     /// A token was looked up among the verified ones: `hit`, `miss`, `refused`.
     pub fn token_cache(&self, issuer: &str, outcome: &'static str) {
-        self.by_outcome(&TOKENS, &self.token_cache, ("issuer", issuer), outcome);
-    }
-
-    /// A decision was made; `outcome` is a fixed word: `allow`, `deny`, `undefined`, `error`, ….
-    pub fn policy_decision(&self, policy: &str, outcome: &'static str, took: Duration) {
-        remembered(&POLICIES, self.id, policy, || {
-            self.decision_durations
-                .get_or_create_owned(&one("policy", policy))
-        })
-        .observe(took.as_secs_f64());
-        self.by_outcome(&DECISIONS, &self.decisions, ("policy", policy), outcome);
-    }
-
-    /// A policy used up its budget.
-    pub fn policy_budget_overrun(&self, policy: &str) {
-        self.budget_overruns
-            .get_or_create(&one("policy", policy))
-            .inc();
+        remembered(&ISSUERS, self.id, issuer, || self.issuer(issuer)).token_cache(outcome);
     }
 
     /// A request was turned away by this limit.
     pub fn limited(&self, limit: &str) {
-        self.limited.get_or_create(&one("limit", limit)).inc();
+        remembered(&LIMITS, self.id, limit, || {
+            Series::new(self.limited.clone(), one("limit", limit))
+        })
+        .get()
+        .inc();
     }
 
     /// How many keys a limit remembers.
@@ -473,25 +645,6 @@ impl Metrics {
         self.reloaded_at.set(seconds_now());
     }
 
-    /// Counts one by a name and an outcome, looking the counter up by labels once per thread.
-    fn by_outcome(
-        &self,
-        memory: &'static LocalKey<Remembered<Outcomes>>,
-        family: &Family<Two, Counter>,
-        (key, name): (&'static str, &str),
-        outcome: &'static str,
-    ) {
-        let outcomes = remembered(memory, self.id, name, Outcomes::default);
-        let mut met = outcomes.0.borrow_mut();
-        if let Some((_, counter)) = met.iter().find(|(known, _)| *known == outcome) {
-            counter.inc();
-        } else {
-            let counter = family.get_or_create_owned(&two((key, name), ("outcome", outcome)));
-            counter.inc();
-            met.push((outcome, counter));
-        }
-    }
-
     /// How many client connections are open.
     pub fn open_connections(&self, listener: &str) -> i64 {
         self.connections
@@ -525,10 +678,70 @@ impl RouteMetrics {
         }
         .inc();
         if let Some(head) = head {
-            self.head.observe(head.as_secs_f64());
+            self.head.observe(head);
         }
-        self.total.observe(total.as_secs_f64());
+        self.total.observe(total);
         self.bytes.inc_by(bytes);
+    }
+}
+
+impl RouteCounts {
+    /// The counts of the route of this name.
+    pub fn new(metrics: &Arc<Metrics>, name: &Arc<str>) -> Self {
+        Self {
+            metrics: Arc::clone(metrics),
+            name: Arc::clone(name),
+            made: OnceLock::new(),
+        }
+    }
+
+    /// The handles.
+    pub fn get(&self) -> RouteMetrics {
+        *self.made.get_or_init(|| self.metrics.new_route(&self.name))
+    }
+}
+
+impl UpstreamMetrics {
+    /// As [`Metrics::upstream_attempt`].
+    pub fn attempt(&self, outcome: &'static str) {
+        self.attempts.inc(outcome);
+    }
+
+    /// As [`Metrics::upstream_in_flight`].
+    pub fn in_flight(&self, change: i64) {
+        self.in_flight.get().change(change);
+    }
+}
+
+impl PolicyMetrics {
+    /// A decision was made; `outcome` is a fixed word: `allow`, `deny`, `undefined`, `error`, ….
+    /// `took` is told for decisions that were evaluated.
+    pub fn decided(&self, outcome: &'static str, took: Option<Duration>) {
+        if let Some(took) = took {
+            self.durations.get().observe(took);
+        }
+        self.decisions.inc(outcome);
+    }
+
+    /// A decision was looked up among those made before.
+    pub fn looked_up(&self, lookup: Lookup) {
+        self.cache.inc(match lookup {
+            Lookup::Hit => "hit",
+            Lookup::Miss => "miss",
+            Lookup::Bypass => "bypass",
+        });
+    }
+
+    /// A decision used up its budget.
+    pub fn overrun(&self) {
+        self.overruns.get().inc();
+    }
+}
+
+impl IssuerMetrics {
+    /// As [`Metrics::token_cache`].
+    pub fn token_cache(&self, outcome: &'static str) {
+        self.tokens.inc(outcome);
     }
 }
 
@@ -679,11 +892,18 @@ mod tests {
         metrics.connection_opened("public");
         metrics.handshake_finished("public", "TLSv1.3", true);
         metrics.handshake_failed("public", "timeout");
-        metrics.policy_decision("orders", "allow", Duration::from_micros(12));
-        metrics.policy_decision("orders", "deny", Duration::from_micros(12));
+        metrics
+            .policy("orders")
+            .decided("allow", Some(Duration::from_micros(12)));
+        metrics
+            .policy("orders")
+            .decided("deny", Some(Duration::from_micros(12)));
         metrics.jwks_fetch("dev", "timeout");
         metrics.jwks_keys("dev", 2);
         metrics.token_cache("dev", "hit");
+        metrics.issuer("dev").token_cache("hit");
+        metrics.policy("orders").looked_up(Lookup::Miss);
+        metrics.policy("orders").looked_up(Lookup::Miss);
         metrics.upstream_in_flight("orders", 1);
         metrics.upstream_in_flight("orders", -1);
         metrics.upstream_connected("orders", Duration::from_millis(1));
@@ -721,7 +941,11 @@ mod tests {
         );
         assert_eq!(
             get(r#"portcullis_token_cache_total{issuer="dev",outcome="hit"}"#),
-            Some(1.0)
+            Some(2.0)
+        );
+        assert_eq!(
+            get(r#"portcullis_decision_cache_total{policy="orders",outcome="miss"}"#),
+            Some(2.0)
         );
         assert!(get("process_resident_memory_bytes").unwrap() > 1e6);
         let open = get("process_open_fds").unwrap();
@@ -729,6 +953,58 @@ mod tests {
         assert!(get("process_cpu_seconds_total").is_some());
         assert!(get("process_start_time_seconds").is_some());
         assert_eq!(text.matches("# EOF").count(), 1);
+    }
+
+    #[test]
+    fn times_are_shown_in_seconds_with_their_buckets() {
+        let metrics = Metrics::default();
+        let took = [7, 7_000_000];
+        for micros in took {
+            metrics
+                .policy("p")
+                .decided("allow", Some(Duration::from_micros(micros)));
+        }
+        let text = metrics.encode();
+        let get = |le: &str| {
+            let series =
+                format!("portcullis_decision_duration_seconds_bucket{{policy=\"p\",le=\"{le}\"}}");
+            let labels =
+                format!("portcullis_decision_duration_seconds_bucket{{le=\"{le}\",policy=\"p\"}}");
+            value(&text, &series).or_else(|| value(&text, &labels))
+        };
+        for (le, count) in [
+            ("0.000005", 0.0),
+            ("0.00001", 1.0),
+            ("0.00025", 1.0),
+            ("0.01", 1.0),
+            ("+Inf", 2.0),
+        ] {
+            let shown = get(le).or_else(|| get(&format!("{:e}", le.parse::<f64>().unwrap())));
+            assert_eq!(shown, Some(count), "{le}: {text}");
+        }
+        let sum = r#"portcullis_decision_duration_seconds_sum{policy="p"}"#;
+        assert_eq!(value(&text, sum), Some(7.000_007));
+        let count = r#"portcullis_decision_duration_seconds_count{policy="p"}"#;
+        assert_eq!(value(&text, count), Some(2.0));
+    }
+
+    #[test]
+    fn more_words_than_are_remembered_are_counted_all_the_same() {
+        let metrics = Metrics::default();
+        let words: Vec<&'static str> = (0..WORDS * 2)
+            .map(|word| &*format!("w{word}").leak())
+            .collect();
+        for _ in 0..3 {
+            for &word in &words {
+                metrics.upstream_attempt("u", word);
+            }
+        }
+        let text = metrics.encode();
+        for word in words {
+            let series =
+                format!(r#"portcullis_upstream_attempts_total{{upstream="u",outcome="{word}"}}"#);
+            assert_eq!(value(&text, &series), Some(3.0), "{series}");
+        }
     }
 
     #[test]

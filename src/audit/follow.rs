@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::record::Record;
+use super::record::Facts;
 use crate::body::{Body, BodyError};
 
 /// The client's body, counted.
@@ -53,30 +53,8 @@ fn frame_length(frame: &Frame<Bytes>) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 
-/// The answer's body with the record of its request.
-pub(super) struct Followed {
-    body: Body,
-    record: Record,
-    expected: Option<u64>,
-}
-
-impl Followed {
-    pub(super) fn new(body: Body, record: Record) -> Self {
-        Self {
-            expected: body.size_hint().exact(),
-            body,
-            record,
-        }
-    }
-
-    /// Whether everything there is was handed over. A connection stops asking once it has as many
-    /// bytes as it was told of, so the end of the stream may never be polled.
-    fn all_sent(&self) -> bool {
-        self.body.is_end_stream() || self.expected == Some(self.record.sent_so_far())
-    }
-}
-
-impl HttpBody for Followed {
+/// The answer's body, which the record follows to its end: they are one thing, made once.
+impl HttpBody for Facts {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -84,29 +62,35 @@ impl HttpBody for Followed {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        let Some(body) = &mut self.body else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(body.as_mut().poll_frame(cx));
         match &frame {
-            Some(Ok(frame)) => self.record.sent(frame_length(frame)),
-            Some(Err(error)) => self.record.broke(error),
-            None => self.record.ended(),
+            Some(Ok(frame)) => {
+                self.bytes_out = self.bytes_out.saturating_add(frame_length(frame));
+            }
+            Some(Err(error)) => self.broke(error),
+            None => self.ended(),
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(|body| body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), |body| body.size_hint())
     }
 }
 
-impl Drop for Followed {
-    // Runs before the record's own destructor, which writes the line.
-    fn drop(&mut self) {
-        if self.all_sent() {
-            self.record.ended();
-        }
+impl Facts {
+    /// Whether everything there is was handed over. A connection stops asking once it has as many
+    /// bytes as it was told of, so the end of the stream may never be polled.
+    pub(super) fn all_sent(&self) -> bool {
+        self.is_end_stream() || self.expected == Some(self.bytes_out)
     }
 }

@@ -1,29 +1,30 @@
 //! The shape of a record, and how it becomes one line.
+//!
+//! Written by hand straight into a page: a serialiser, a line of its own and its check as UTF-8 cost
+//! more than the rest of a request's audit. Nothing here allocates but for texts that are cut.
 
 use std::borrow::Cow;
-use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
-use serde_json::ser::{Formatter, Serializer};
 use time::OffsetDateTime;
 
 /// One record as it is written; the module documentation of [`crate::audit`] explains each member.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug)]
 pub(super) struct Line<'a> {
-    pub(super) version: u8,
-    pub(super) time: String,
-    pub(super) request_id: &'a str,
-    pub(super) decision_id: Option<&'a str>,
-    pub(super) trace_id: Option<&'a str>,
+    pub(super) time: SystemTime,
+    /// Ids of our own making are digits, and never looked at.
+    pub(super) request_id: &'a [u8],
+    pub(super) decision_id: Option<&'a [u8]>,
+    pub(super) trace_id: Option<&'a [u8]>,
     pub(super) listener: &'a str,
-    pub(super) client: String,
-    pub(super) peer: String,
+    pub(super) client: IpAddr,
+    pub(super) peer: SocketAddr,
     pub(super) tls: Option<TlsPart<'a>>,
     pub(super) method: Cow<'a, str>,
     pub(super) host: Option<Cow<'a, str>>,
     pub(super) path: Cow<'a, str>,
-    pub(super) query: Option<String>,
+    pub(super) query: Option<Cow<'a, str>>,
     pub(super) protocol: &'static str,
     pub(super) user_agent: Option<Cow<'a, str>>,
     pub(super) route: Option<&'a str>,
@@ -38,19 +39,19 @@ pub(super) struct Line<'a> {
     pub(super) attempts: u32,
     pub(super) bytes_in: u64,
     pub(super) bytes_out: u64,
-    pub(super) duration_ms: Durations,
+    pub(super) duration: Durations,
     pub(super) outcome: &'static str,
     pub(super) detail: Option<Cow<'a, str>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(super) struct TlsPart<'a> {
     pub(super) version: &'static str,
     pub(super) server_name: Option<Cow<'a, str>>,
     pub(super) certificate_sha256: Option<&'a str>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(super) struct CallerPart<'a> {
     pub(super) method: &'static str,
     pub(super) issuer: Option<Cow<'a, str>>,
@@ -59,66 +60,374 @@ pub(super) struct CallerPart<'a> {
     pub(super) token_id: Option<Cow<'a, str>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(super) struct PolicyPart<'a> {
     pub(super) name: &'a str,
     pub(super) revision: &'a str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug)]
 pub(super) struct RefusalPart<'a> {
     pub(super) code: &'static str,
-    pub(super) detail: Cow<'a, str>,
+    pub(super) detail: &'a str,
 }
 
-/// Milliseconds since the head of the request was read.
-#[derive(Debug, Default, Serialize)]
+/// Times since the head of the request was read.
+#[derive(Debug, Default)]
 pub(super) struct Durations {
-    pub(super) decision: Option<f64>,
-    pub(super) head: Option<f64>,
-    pub(super) total: f64,
+    pub(super) decision: Option<Duration>,
+    pub(super) head: Option<Duration>,
+    pub(super) total: Duration,
 }
 
 impl Line<'_> {
-    /// The record as one line of ASCII, with its line break.
-    pub(super) fn to_text(&self) -> String {
-        let mut line = Vec::with_capacity(1024);
-        let mut serializer = Serializer::with_formatter(&mut line, Ascii);
-        if self.serialize(&mut serializer).is_err() {
-            // Cannot happen with these types; a marked gap is better than a torn line.
-            line = b"{\"version\":0}".to_vec();
+    /// Appends the record as one line of ASCII, with its line break.
+    pub(super) fn write(&self, out: &mut Vec<u8>, second: &mut Second) {
+        raw(out, b"{\"version\":1,\"time\":\"");
+        second.write(out, self.time);
+        raw(out, b"\",\"request_id\":\"");
+        raw(out, self.request_id);
+        raw(out, b"\",\"decision_id\":");
+        id(out, self.decision_id);
+        raw(out, b",\"trace_id\":");
+        id(out, self.trace_id);
+        raw(out, b",\"listener\":");
+        text(out, self.listener);
+        raw(out, b",\"client\":\"");
+        address(out, self.client);
+        raw(out, b"\",\"peer\":\"");
+        peer(out, self.peer);
+        raw(out, b"\",\"tls\":");
+        match &self.tls {
+            None => raw(out, b"null"),
+            Some(tls) => tls.write(out),
         }
-        line.push(b'\n');
-        String::from_utf8_lossy(&line).into_owned()
+        raw(out, b",\"method\":");
+        text(out, &self.method);
+        raw(out, b",\"host\":");
+        maybe(out, self.host.as_deref());
+        raw(out, b",\"path\":");
+        text(out, &self.path);
+        raw(out, b",\"query\":");
+        maybe(out, self.query.as_deref());
+        raw(out, b",\"protocol\":\"");
+        raw(out, self.protocol.as_bytes());
+        raw(out, b"\",\"user_agent\":");
+        maybe(out, self.user_agent.as_deref());
+        raw(out, b",\"route\":");
+        maybe(out, self.route);
+        raw(out, b",\"caller\":");
+        match &self.caller {
+            None => raw(out, b"null"),
+            Some(caller) => caller.write(out),
+        }
+        raw(out, b",\"policy\":");
+        match &self.policy {
+            None => raw(out, b"null"),
+            Some(policy) => {
+                raw(out, b"{\"name\":");
+                text(out, policy.name);
+                raw(out, b",\"revision\":");
+                text(out, policy.revision);
+                raw(out, b"}");
+            }
+        }
+        raw(out, b",\"decision\":");
+        id(out, self.decision.map(str::as_bytes));
+        raw(out, b",\"reason\":");
+        maybe(out, self.reason.as_deref());
+        raw(out, b",\"refusal\":");
+        match &self.refusal {
+            None => raw(out, b"null"),
+            Some(refusal) => {
+                raw(out, b"{\"code\":");
+                text(out, refusal.code);
+                raw(out, b",\"detail\":");
+                text(out, refusal.detail);
+                raw(out, b"}");
+            }
+        }
+        self.write_end(out);
+    }
+
+    /// The members from `status` on.
+    fn write_end(&self, out: &mut Vec<u8>) {
+        raw(out, b",\"status\":");
+        match self.status {
+            None => raw(out, b"null"),
+            Some(status) => number(out, status.into()),
+        }
+        raw(out, b",\"upstream\":");
+        maybe(out, self.upstream);
+        raw(out, b",\"endpoint\":");
+        maybe(out, self.endpoint);
+        raw(out, b",\"attempts\":");
+        number(out, self.attempts.into());
+        raw(out, b",\"bytes_in\":");
+        number(out, self.bytes_in);
+        raw(out, b",\"bytes_out\":");
+        number(out, self.bytes_out);
+        raw(out, b",\"duration_ms\":{\"decision\":");
+        span(out, self.duration.decision);
+        raw(out, b",\"head\":");
+        span(out, self.duration.head);
+        raw(out, b",\"total\":");
+        span(out, Some(self.duration.total));
+        raw(out, b"},\"outcome\":\"");
+        raw(out, self.outcome.as_bytes());
+        raw(out, b"\",\"detail\":");
+        maybe(out, self.detail.as_deref());
+        raw(out, b"}\n");
     }
 }
 
-/// JSON in which everything but printable ASCII is escaped: no control byte, no line separator
-/// (U+2028, U+0085), no right-to-left override reaches a terminal or a log shipper that splits lines
-/// its own way (CVE-2024-45808 is such an injection).
-#[derive(Debug)]
-struct Ascii;
+impl TlsPart<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        raw(out, b"{\"version\":\"");
+        raw(out, self.version.as_bytes());
+        raw(out, b"\",\"server_name\":");
+        maybe(out, self.server_name.as_deref());
+        raw(out, b",\"certificate_sha256\":");
+        maybe(out, self.certificate_sha256);
+        raw(out, b"}");
+    }
+}
 
-impl Formatter for Ascii {
-    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
-    where
-        W: ?Sized + io::Write,
-    {
-        let plain = |c: char| c.is_ascii() && !c.is_ascii_control();
-        let mut rest = fragment;
-        while let Some(at) = rest.find(|c| !plain(c)) {
-            let (before, odd) = rest.split_at(at);
-            writer.write_all(before.as_bytes())?;
-            let mut odd = odd.chars();
-            if let Some(c) = odd.next() {
+impl CallerPart<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        raw(out, b"{\"method\":\"");
+        raw(out, self.method.as_bytes());
+        raw(out, b"\",\"issuer\":");
+        maybe(out, self.issuer.as_deref());
+        raw(out, b",\"subject\":");
+        maybe(out, self.subject.as_deref());
+        raw(out, b",\"client\":");
+        maybe(out, self.client.as_deref());
+        raw(out, b",\"token_id\":");
+        maybe(out, self.token_id.as_deref());
+        raw(out, b"}");
+    }
+}
+
+// Inlined, so that what is constant is written by moves instead of a call.
+#[inline(always)]
+fn raw(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.extend_from_slice(bytes);
+}
+
+/// A text that is known to need no escape.
+#[inline]
+fn id(out: &mut Vec<u8>, value: Option<&[u8]>) {
+    match value {
+        Some(value) => {
+            out.push(b'"');
+            raw(out, value);
+            out.push(b'"');
+        }
+        None => raw(out, b"null"),
+    }
+}
+
+#[inline]
+fn maybe(out: &mut Vec<u8>, value: Option<&str>) {
+    match value {
+        Some(value) => text(out, value),
+        None => raw(out, b"null"),
+    }
+}
+
+fn text(out: &mut Vec<u8>, value: &str) {
+    out.reserve(value.len() + 2);
+    out.push(b'"');
+    if plain(value.as_bytes()) {
+        raw(out, value.as_bytes());
+    } else {
+        escaped(out, value);
+    }
+    out.push(b'"');
+}
+
+/// Everything but printable ASCII is escaped: no control byte, no line separator (U+2028, U+0085), no
+/// right-to-left override reaches a terminal or a log shipper that splits lines its own way
+/// (CVE-2024-45808 is such an injection).
+#[cold]
+fn escaped(out: &mut Vec<u8>, value: &str) {
+    for c in value.chars() {
+        match c {
+            '"' => raw(out, b"\\\""),
+            '\\' => raw(out, b"\\\\"),
+            '\n' => raw(out, b"\\n"),
+            '\r' => raw(out, b"\\r"),
+            '\t' => raw(out, b"\\t"),
+            '\u{8}' => raw(out, b"\\b"),
+            '\u{c}' => raw(out, b"\\f"),
+            ' '..='~' => out.extend(u8::try_from(c)),
+            _ => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
-                    write!(writer, "\\u{unit:04x}")?;
+                    raw(out, b"\\u");
+                    let [high, low] = unit.to_be_bytes();
+                    for half in [high >> 4, high & 15, low >> 4, low & 15] {
+                        out.push(if half < 10 {
+                            b'0' + half
+                        } else {
+                            b'a' - 10 + half
+                        });
+                    }
                 }
             }
-            rest = odd.as_str();
         }
-        writer.write_all(rest.as_bytes())
     }
+}
+
+/// Whether nothing in it needs an escape; eight bytes at a time.
+#[inline]
+fn plain(bytes: &[u8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const TOPS: u64 = 0x8080_8080_8080_8080;
+    // The top bit of each byte that is zero in `word`, and perhaps of others above such a byte.
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
+    let odd = |bytes: [u8; 8]| {
+        let word = u64::from_le_bytes(bytes);
+        let quote = zero(word ^ (ONES * 0x22));
+        let backslash = zero(word ^ (ONES * 0x5c));
+        let delete = zero(word ^ (ONES * 0x7f));
+        let control = word.wrapping_sub(ONES * 0x20);
+        (word | quote | backslash | delete | control) & TOPS
+    };
+    let Some(last) = bytes.last_chunk::<8>() else {
+        // Too short for a word.
+        return bytes
+            .iter()
+            .all(|&b| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\');
+    };
+    let (words, _) = bytes.as_chunks::<8>();
+    // The last word overlaps the one before it.
+    let found = words
+        .iter()
+        .fold(odd(*last), |found, &word| found | odd(word));
+    found == 0
+}
+
+fn number(out: &mut Vec<u8>, number: u64) {
+    // Most are small: attempts, bytes of no body, a length of three digits, a status.
+    match u16::try_from(number) {
+        Ok(small) if small < 1000 => small_number(out, small),
+        _ => {
+            let (mut digits, mut rest) = ([0; 20], number);
+            let mut from = 20;
+            for place in digits.iter_mut().rev() {
+                *place = b'0' + u8::try_from(rest % 10).unwrap_or_default();
+                rest /= 10;
+                from -= 1;
+                if rest == 0 {
+                    break;
+                }
+            }
+            raw(out, digits.get(from..).unwrap_or_default());
+        }
+    }
+}
+
+/// A number below 1000.
+#[inline]
+fn small_number(out: &mut Vec<u8>, number: u16) {
+    let [hundreds, tens, ones] = padded::<3>(number.into());
+    match (hundreds, tens) {
+        (b'0', b'0') => out.push(ones),
+        (b'0', _) => raw(out, &[tens, ones]),
+        _ => raw(out, &[hundreds, tens, ones]),
+    }
+}
+
+/// A number in exactly `N` digits.
+#[inline]
+fn padded<const N: usize>(mut number: u32) -> [u8; N] {
+    let mut digits = [b'0'; N];
+    for place in digits.iter_mut().rev() {
+        *place += u8::try_from(number % 10).unwrap_or_default();
+        number /= 10;
+    }
+    digits
+}
+
+/// Milliseconds with up to three decimals, at least one.
+fn span(out: &mut Vec<u8>, span: Option<Duration>) {
+    let Some(span) = span else {
+        return raw(out, b"null");
+    };
+    let micros = u32::try_from(span.as_micros()).unwrap_or(u32::MAX);
+    number(out, (micros / 1000).into());
+    let [a, b, c] = padded(micros % 1000);
+    match (b, c) {
+        (b'0', b'0') => raw(out, &[b'.', a]),
+        (_, b'0') => raw(out, &[b'.', a, b]),
+        _ => raw(out, &[b'.', a, b, c]),
+    }
+}
+
+fn address(out: &mut Vec<u8>, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            small_number(out, a.into());
+            for part in [b, c, d] {
+                out.push(b'.');
+                small_number(out, part.into());
+            }
+        }
+        IpAddr::V6(address) => raw(out, address.to_string().as_bytes()),
+    }
+}
+
+fn peer(out: &mut Vec<u8>, peer: SocketAddr) {
+    match peer {
+        SocketAddr::V4(peer) => {
+            address(out, IpAddr::V4(*peer.ip()));
+            out.push(b':');
+            number(out, peer.port().into());
+        }
+        SocketAddr::V6(peer) => raw(out, peer.to_string().as_bytes()),
+    }
+}
+
+/// RFC 3339 with milliseconds, in UTC. Remembers the second that was written last.
+#[derive(Debug, Default)]
+pub(super) struct Second {
+    unix: Option<u64>,
+    /// Up to the point before the milliseconds.
+    text: [u8; 20],
+}
+
+impl Second {
+    fn write(&mut self, out: &mut Vec<u8>, at: SystemTime) {
+        // A clock before 1970 shows as 1970, as everywhere else.
+        let since = at
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        if self.unix != Some(since.as_secs()) {
+            let whole = SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs());
+            self.text = second(OffsetDateTime::from(whole));
+            self.unix = Some(since.as_secs());
+        }
+        raw(out, &self.text);
+        raw(out, &padded::<3>(since.subsec_millis()));
+        out.push(b'Z');
+    }
+}
+
+fn second(at: OffsetDateTime) -> [u8; 20] {
+    let [a, b, c, d] = padded(u32::try_from(at.year()).unwrap_or_default());
+    let [[e, f], [g, h], [i, j], [k, l], [m, n]] = [
+        at.month().into(),
+        at.day(),
+        at.hour(),
+        at.minute(),
+        at.second(),
+    ]
+    .map(|part: u8| padded(part.into()));
+    [
+        a, b, c, d, b'-', e, f, b'-', g, h, b'T', i, j, b':', k, l, b':', m, n, b'.',
+    ]
 }
 
 /// A text of at most `most` bytes, with a mark that says how much was cut.
@@ -131,54 +440,91 @@ pub(super) fn clip(text: &str, most: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{kept}[+{} bytes]", text.len() - keep))
 }
 
-/// RFC 3339 with milliseconds, in UTC.
-pub(super) fn timestamp(at: SystemTime) -> String {
-    let at = OffsetDateTime::from(at);
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-        at.year(),
-        u8::from(at.month()),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-        at.millisecond()
-    )
-}
-
-/// Milliseconds with three decimals.
-pub(super) fn millis(span: Duration) -> f64 {
-    let micros = u32::try_from(span.as_micros()).unwrap_or(u32::MAX);
-    f64::from(micros) / 1000.0
-}
-
-/// A query whose values cannot be read any more: `token=abc&x` becomes `token=*&*`. A part without
-/// `=` is masked whole, for it may be a value as well as a name.
-pub(super) fn mask(query: &str) -> String {
-    let masked: Vec<Cow<'_, str>> = query
-        .split('&')
-        .map(|part| match part.split_once('=') {
-            Some((name, _)) => Cow::Owned(format!("{name}=*")),
-            None if part.is_empty() => Cow::Borrowed(""),
-            None => Cow::Borrowed("*"),
-        })
-        .collect();
-    masked.join("&")
+/// Appends a query whose values cannot be read any more: `token=abc&x` becomes `token=*&*`. A part
+/// without `=` is masked whole, for it may be a value as well as a name.
+pub(super) fn mask(query: &str, masked: &mut String) {
+    let mut rest = query;
+    loop {
+        let end = memchr::memchr(b'&', rest.as_bytes());
+        let part = end.map_or(rest, |end| rest.get(..end).unwrap_or_default());
+        if let Some(name) = memchr::memchr(b'=', part.as_bytes()) {
+            masked.push_str(part.get(..=name).unwrap_or_default());
+        }
+        if !part.is_empty() {
+            masked.push('*');
+        }
+        match end {
+            Some(end) => {
+                masked.push('&');
+                rest = rest.get(end + 1..).unwrap_or_default();
+            }
+            None => return,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
+
+    const EVIL: &str = "a\r\nb\t\u{8}\u{c}\u{1b}[31m\u{7f}\u{85}\u{2028}\u{202e}\0\"\\é😀";
+
+    fn line() -> Line<'static> {
+        Line {
+            time: SystemTime::UNIX_EPOCH,
+            request_id: b"r",
+            decision_id: None,
+            trace_id: None,
+            listener: "l",
+            client: [192, 0, 2, 1].into(),
+            peer: "192.0.2.1:4711".parse().unwrap(),
+            tls: None,
+            method: "GET".into(),
+            host: None,
+            path: "/".into(),
+            query: None,
+            protocol: "HTTP/1.1",
+            user_agent: None,
+            route: None,
+            caller: None,
+            policy: None,
+            decision: None,
+            reason: None,
+            refusal: None,
+            status: None,
+            upstream: None,
+            endpoint: None,
+            attempts: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            duration: Durations::default(),
+            outcome: "complete",
+            detail: None,
+        }
+    }
+
+    fn written(line: &Line<'_>) -> String {
+        let mut out = Vec::new();
+        line.write(&mut out, &mut Second::default());
+        String::from_utf8(out).unwrap()
+    }
+
+    fn by(write: impl FnOnce(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).unwrap()
+    }
 
     #[test]
     fn nothing_in_a_line_can_end_it_or_move_a_terminal() {
-        let evil = "a\r\nb\u{1b}[31m\u{7f}\u{85}\u{2028}\u{202e}\0\"\\é😀";
         let line = Line {
-            request_id: evil,
-            path: evil.into(),
-            ..Line::default()
+            listener: EVIL,
+            path: EVIL.into(),
+            ..line()
         };
-        let text = line.to_text();
+        let text = written(&line);
         assert!(text.ends_with("}\n"));
         assert!(
             text.trim_end_matches('\n')
@@ -186,9 +532,94 @@ mod tests {
                 .all(|b| (0x20..0x7f).contains(&b)),
             "{text:?}"
         );
-        let read: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(read["request_id"], evil);
-        assert_eq!(read["path"], evil);
+        let read: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(read["listener"], EVIL);
+        assert_eq!(read["path"], EVIL);
+    }
+
+    #[test]
+    fn every_text_is_read_back_as_it_was_wherever_the_odd_byte_stands() {
+        for c in (0..0x180).chain([0x2028, 0x202e, 0xfeff, 0xffff, 0x1f600, 0x0010_ffff]) {
+            let c = char::from_u32(c).unwrap();
+            for before in 0..18 {
+                let value = format!("{}{c}{}", "x".repeat(before), "y".repeat(17 - before));
+                let text = by(|out| text(out, &value));
+                assert!(text.bytes().all(|b| (0x20..0x7f).contains(&b)), "{text:?}");
+                let read: String = serde_json::from_str(&text).unwrap();
+                assert_eq!(read, value);
+            }
+        }
+    }
+
+    #[test]
+    fn every_part_is_written_where_it_belongs() {
+        let name = |text: &'static str| Some(Cow::Borrowed(text));
+        let line = Line {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_224_725_042),
+            decision_id: Some(b"d"),
+            trace_id: Some(b"t"),
+            client: "2001:db8::1".parse().unwrap(),
+            peer: "[2001:db8::2]:65535".parse().unwrap(),
+            tls: Some(TlsPart {
+                version: "TLSv1.3",
+                server_name: name("sni"),
+                certificate_sha256: Some("ab"),
+            }),
+            host: name("h"),
+            query: name("q"),
+            user_agent: name("u"),
+            route: Some("ro"),
+            caller: Some(CallerPart {
+                method: "jwt",
+                issuer: name("i"),
+                subject: name("s"),
+                client: name("c"),
+                token_id: name("j"),
+            }),
+            policy: Some(PolicyPart {
+                name: "p",
+                revision: "v",
+            }),
+            decision: Some("deny"),
+            reason: name("why"),
+            refusal: Some(RefusalPart {
+                code: "denied",
+                detail: "de",
+            }),
+            status: Some(403),
+            upstream: Some("up"),
+            endpoint: Some("en:1"),
+            attempts: 4_294_967_295,
+            bytes_in: u64::MAX,
+            bytes_out: 10,
+            duration: Durations {
+                decision: Some(Duration::from_micros(1_234)),
+                head: Some(Duration::from_millis(2)),
+                total: Duration::from_secs(1_000_000),
+            },
+            detail: name("broke"),
+            ..line()
+        };
+        let read: Value = serde_json::from_str(&written(&line)).unwrap();
+        assert_eq!(
+            read,
+            json!({
+                "version": 1, "time": "2026-11-21T01:32:05.042Z", "request_id": "r",
+                "decision_id": "d", "trace_id": "t", "listener": "l", "client": "2001:db8::1",
+                "peer": "[2001:db8::2]:65535",
+                "tls": { "version": "TLSv1.3", "server_name": "sni", "certificate_sha256": "ab" },
+                "method": "GET", "host": "h", "path": "/", "query": "q", "protocol": "HTTP/1.1",
+                "user_agent": "u", "route": "ro",
+                "caller": { "method": "jwt", "issuer": "i", "subject": "s", "client": "c",
+                    "token_id": "j" },
+                "policy": { "name": "p", "revision": "v" }, "decision": "deny", "reason": "why",
+                "refusal": { "code": "denied", "detail": "de" }, "status": 403, "upstream": "up",
+                "endpoint": "en:1", "attempts": 4_294_967_295_u32, "bytes_in": u64::MAX,
+                "bytes_out": 10,
+                "duration_ms": { "decision": 1.234, "head": 2.0, "total": 4_294_967.295 },
+                "outcome": "complete", "detail": "broke",
+            })
+        );
     }
 
     #[test]
@@ -200,18 +631,43 @@ mod tests {
 
     #[test]
     fn values_of_a_query_are_masked() {
-        assert_eq!(mask("token=abc&x&&a=b=c&=s"), "token=*&*&&a=*&=*");
-        assert_eq!(mask(""), "");
+        let masked = |query| {
+            let mut text = String::new();
+            mask(query, &mut text);
+            text
+        };
+        assert_eq!(masked("token=abc&x&&a=b=c&=s"), "token=*&*&&a=*&=*");
+        assert_eq!(masked("é=ü&ö&"), "é=*&*&");
+        assert_eq!(masked(""), "");
     }
 
     #[test]
     fn times_are_rfc_3339_with_milliseconds() {
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_224_725_042);
-        assert_eq!(timestamp(at), "2026-11-21T01:32:05.042Z");
-        assert_eq!(
-            timestamp(SystemTime::UNIX_EPOCH),
-            "1970-01-01T00:00:00.000Z"
-        );
-        assert!((millis(Duration::from_micros(1_234)) - 1.234).abs() < 1e-9);
+        let mut remembered = Second::default();
+        let mut timestamp = |millis| {
+            let at = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+            by(|out| remembered.write(out, at))
+        };
+        assert_eq!(timestamp(1_795_224_725_042), "2026-11-21T01:32:05.042Z");
+        assert_eq!(timestamp(1_795_224_725_999), "2026-11-21T01:32:05.999Z");
+        assert_eq!(timestamp(1_795_224_726_000), "2026-11-21T01:32:06.000Z");
+        assert_eq!(timestamp(1_795_224_725_001), "2026-11-21T01:32:05.001Z");
+        assert_eq!(timestamp(0), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn numbers_are_written_as_a_serialiser_would() {
+        let shown = |micros| by(|out| span(out, Some(Duration::from_micros(micros))));
+        for micros in (0..3_000).chain([10_500, 1_234_567, 4_294_967_295]) {
+            let millis = f64::from(u32::try_from(micros).unwrap()) / 1000.0;
+            assert_eq!(shown(micros), serde_json::to_string(&millis).unwrap());
+        }
+        for value in [0, 9, 10, 99, 100, 65_535, u64::MAX] {
+            assert_eq!(by(|out| number(out, value)), value.to_string());
+        }
+        for text in ["0.0.0.0", "255.10.9.100"] {
+            let shown = by(|out| address(out, text.parse().unwrap()));
+            assert_eq!(shown, text);
+        }
     }
 }

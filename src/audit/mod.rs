@@ -1,8 +1,9 @@
 //! One record per request, written when the last byte has left: also on hang-up and panic.
 //!
 //! A [`Record`] gathers what the stages found out and writes itself when it is dropped, so no path
-//! through the program can forget it. It becomes one line of JSON in a bounded queue; a thread of its
-//! own hands lines to the sink. No credential, cookie or header value is ever in a record, but the
+//! through the program can forget it. It becomes one line of JSON on a page of its worker's; a thread
+//! of its own takes the pages every 20 ms and hands them to the sink. That is what a crash of the
+//! process can lose; an orderly end writes everything. No credential, cookie or header value is ever in a record, but the
 //! client's `User-Agent`. Queries are masked unless the configuration says otherwise.
 //!
 //! # The record, version 1

@@ -1,24 +1,46 @@
-//! The queue between requests and the sink, and the thread that empties it.
+//! The way of lines from the workers to the sink, and the thread that empties it.
+//!
+//! Every worker writes its lines into pages of its own ([`Lane`]), behind a lock that nobody else
+//! takes but the writer's thread, which swaps the pages for empty ones on its own tick. So no record
+//! wakes a thread, a write to the sink carries many lines, and workers share nothing.
 //!
 //! A seat is a record's place in memory, from the opening of the request to the sink's word that the
 //! line was taken. There are as many seats as the queue has room, so a record with a seat always
-//! fits into the queue, and memory is bounded however slow the sink is.
+//! finds room, and memory is bounded however slow the sink is. Lanes take seats in blocks; when there
+//! are none left, those that another lane has in stock are taken, so the bound is exact both ways.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use super::line::Second;
 use super::sink::AuditSink;
 use crate::metrics::Metrics;
+
+/// How long a line waits for company, at most, before it is offered to the sink: what a crash of the
+/// process can lose.
+const TICK: Duration = Duration::from_millis(20);
+
+/// After so many ticks without a line the writer sleeps until one wakes it.
+const QUIET_TICKS: u32 = 50;
 
 /// How often the sink looks after itself, and how long the writer waits after a failure.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 
-/// How many bytes are written at once, at most.
-const BATCH: usize = 256 * 1024;
+/// The room of a page, in bytes.
+const PAGE: usize = 64 * 1024;
+
+/// A page with less room than this is full. Lines are longer only when texts of clients are.
+const LEAST_ROOM: usize = 4 * 1024;
+
+/// How many empty pages are kept for later.
+const SPARE_PAGES: usize = 16;
+
+/// How many seats a lane takes at once, at most.
+const BLOCK: usize = 64;
 
 /// How often a failing sink is complained about.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
@@ -29,22 +51,78 @@ const LAST_TRIES: Duration = Duration::from_secs(5);
 /// The sending side.
 #[derive(Debug)]
 pub(super) struct Queue {
-    sender: SyncSender<String>,
     state: Arc<State>,
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+struct State {
     capacity: usize,
-    /// Open records and queued lines.
-    seats: AtomicUsize,
-    /// Queued lines.
-    queued: AtomicUsize,
+    /// The writer's thread, to wake it.
+    writer: OnceLock<Thread>,
+    lanes: Mutex<Lanes>,
+    /// Lines that the writer has taken from the lanes, and the sink not from the writer.
+    held: AtomicUsize,
+    /// The writer sleeps until it is woken.
+    resting: AtomicBool,
     /// The sink refused at the last try.
     failing: AtomicBool,
+    /// Nobody can send any more.
+    closed: AtomicBool,
     written: Condvar,
     lock: Mutex<()>,
     metrics: Arc<Metrics>,
+}
+
+#[derive(Debug)]
+struct Lanes {
+    list: Vec<Arc<Shared>>,
+    /// Seats that no lane has.
+    free: usize,
+    /// The writer died of a panic: there are no seats any more.
+    dead: bool,
+}
+
+/// What a lane shares with the writer.
+#[derive(Debug)]
+struct Shared {
+    /// Seats for records to come.
+    stock: AtomicUsize,
+    /// Its thread has let go of it.
+    left: AtomicBool,
+    sheets: Mutex<Sheets>,
+}
+
+#[derive(Debug, Default)]
+struct Sheets {
+    /// The page that is being filled.
+    text: Vec<u8>,
+    /// How much of it is whole lines. There is more only after a panic in the midst of a line.
+    whole: usize,
+    lines: usize,
+    full: Vec<Page>,
+    second: Second,
+    dead: bool,
+}
+
+/// Whole lines on their way to the sink.
+#[derive(Debug)]
+struct Page {
+    text: Vec<u8>,
+    lines: usize,
+    /// How many bytes the sink has taken, and how many lines are among them.
+    taken: usize,
+    done: usize,
+}
+
+/// One thread's way into a queue.
+#[derive(Debug)]
+pub(super) struct Lane {
+    shared: Arc<Shared>,
+    state: Arc<State>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Queue {
@@ -57,45 +135,61 @@ impl Queue {
         capacity: usize,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
-        let (sender, receiver) = sync_channel(capacity);
         let state = Arc::new(State {
             capacity,
-            seats: AtomicUsize::new(0),
-            queued: AtomicUsize::new(0),
+            writer: OnceLock::new(),
+            lanes: Mutex::new(Lanes {
+                list: Vec::new(),
+                free: capacity,
+                dead: false,
+            }),
+            held: AtomicUsize::new(0),
+            resting: AtomicBool::new(false),
             failing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
             written: Condvar::new(),
             lock: Mutex::new(()),
             metrics,
         });
         let writer = Writer {
-            receiver,
             state: Arc::clone(&state),
             sink,
-            waiting: Vec::new(),
-            lines: 0,
-            begun: 0,
+            pages: VecDeque::new(),
+            spare: Vec::new(),
             refreshed: None,
             complained: None,
         };
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || writer.run())?;
-        Ok(Self { sender, state })
+        // Nobody else sets it.
+        let _ = state.writer.set(thread.thread().clone());
+        Ok(Self { state })
     }
 
-    /// Takes a seat for a record, if there is one.
-    pub(super) fn sit(&self) -> bool {
-        self.state
-            .seats
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |seats| {
-                (seats < self.state.capacity).then_some(seats + 1)
-            })
-            .is_ok()
+    /// A way in for the calling thread.
+    pub(super) fn lane(&self) -> Lane {
+        let mut lanes = locked(&self.state.lanes);
+        let shared = Arc::new(Shared {
+            stock: AtomicUsize::new(0),
+            left: AtomicBool::new(false),
+            sheets: Mutex::new(Sheets {
+                dead: lanes.dead,
+                ..Sheets::default()
+            }),
+        });
+        lanes.list.push(Arc::clone(&shared));
+        Lane {
+            shared,
+            state: Arc::clone(&self.state),
+        }
     }
 
     /// Whether there is a seat at the moment.
     pub(super) fn has_room(&self) -> bool {
-        self.state.seats.load(Ordering::Relaxed) < self.state.capacity
+        let lanes = locked(&self.state.lanes);
+        let stocked = |lane: &Arc<Shared>| lane.stock.load(Ordering::Relaxed) > 0;
+        lanes.free > 0 || lanes.list.iter().any(stocked)
     }
 
     /// Whether the sink failed at the last try.
@@ -105,26 +199,25 @@ impl Queue {
 
     /// How many lines wait.
     pub(super) fn waiting(&self) -> usize {
-        self.state.queued.load(Ordering::Acquire)
+        self.state.waiting()
     }
 
-    /// Queues the line of a record that has a seat.
-    pub(super) fn send(&self, line: String) {
-        self.state.queued.fetch_add(1, Ordering::Release);
-        if self.sender.try_send(line).is_err() {
-            // There is room for every seat, so only a writer that died brings us here.
-            self.state.gone(1);
-            self.state.metrics.audit_dropped(1);
-        }
+    /// How much memory the lines in the lanes take.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        let lanes = locked(&self.state.lanes);
+        let bytes = |lane: &Arc<Shared>| {
+            let sheets = locked(&lane.sheets);
+            let full: usize = sheets.full.iter().map(|page| page.text.capacity()).sum();
+            full + sheets.text.capacity()
+        };
+        lanes.list.iter().map(bytes).sum()
     }
 
     /// Waits until the sink has taken every queued line.
     pub(super) fn drain(&self, patience: Duration) -> bool {
-        let guard = self
-            .state
-            .lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        self.state.wake();
+        let guard = locked(&self.state.lock);
         let (_guard, waited) = self
             .state
             .written
@@ -134,25 +227,153 @@ impl Queue {
     }
 }
 
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.state.closed.store(true, Ordering::Release);
+        self.state.unpark();
+    }
+}
+
+impl Lane {
+    /// Takes a seat for a record, if there is one.
+    pub(super) fn sit(&self) -> bool {
+        let stock = &self.shared.stock;
+        let taken = stock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| s.checked_sub(1));
+        taken.is_ok() || self.restock()
+    }
+
+    /// Takes a block of seats, one of them for the caller.
+    #[cold]
+    fn restock(&self) -> bool {
+        let state = &*self.state;
+        let mut lanes = locked(&state.lanes);
+        if lanes.dead {
+            return false;
+        }
+        let block = (state.capacity / 8).clamp(1, BLOCK);
+        let mut got = lanes.free.min(block);
+        lanes.free -= got;
+        let scarce = lanes.free < state.capacity / 2;
+        if got == 0 {
+            // The last seats may be in the stock of lanes that do not need them now.
+            let stocks = lanes.list.iter().map(|lane| &lane.stock);
+            got = stocks
+                .map(|stock| stock.swap(0, Ordering::Relaxed))
+                .find(|&seats| seats > 0)
+                .unwrap_or(0);
+        }
+        let Some(rest) = got.checked_sub(1) else {
+            drop(lanes);
+            state.wake();
+            return false;
+        };
+        self.shared.stock.fetch_add(rest, Ordering::Relaxed);
+        drop(lanes);
+        if scarce {
+            // A small queue cannot wait for the tick.
+            state.wake();
+        }
+        true
+    }
+
+    /// Queues the line of a record that has a seat. `write` appends it, with its line break.
+    pub(super) fn send(&self, write: impl FnOnce(&mut Vec<u8>, &mut Second)) {
+        let mut sheets = locked(&self.shared.sheets);
+        if sheets.dead {
+            drop(sheets);
+            self.state.metrics.audit_dropped(1);
+            return;
+        }
+        let page = &mut *sheets;
+        page.text.truncate(page.whole);
+        if page.text.capacity() == 0 {
+            page.text.reserve_exact(PAGE);
+        }
+        write(&mut page.text, &mut page.second);
+        page.whole = page.text.len();
+        page.lines += 1;
+        if page.whole + LEAST_ROOM > PAGE {
+            let page = page.turn(Vec::new());
+            sheets.full.extend(page);
+        }
+        drop(sheets);
+        // The lock orders this: either the writer finds the line before it rests, or we see that
+        // it rests.
+        let resting = &self.state.resting;
+        if resting.load(Ordering::Relaxed) && resting.swap(false, Ordering::Relaxed) {
+            self.state.wake();
+        }
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        self.shared.left.store(true, Ordering::Release);
+    }
+}
+
+impl Sheets {
+    /// Takes the page that is being filled, if there is anything on it.
+    fn turn(&mut self, empty: Vec<u8>) -> Option<Page> {
+        let lines = std::mem::take(&mut self.lines);
+        self.text.truncate(self.whole);
+        self.whole = 0;
+        (lines > 0).then(|| Page {
+            text: std::mem::replace(&mut self.text, empty),
+            lines,
+            taken: 0,
+            done: 0,
+        })
+    }
+
+    fn waiting(&self) -> usize {
+        self.lines + self.full.iter().map(|page| page.lines).sum::<usize>()
+    }
+}
+
 impl State {
+    /// Makes the writer look at once. A failing sink is left alone until its next turn.
+    fn wake(&self) {
+        if !self.failing.load(Ordering::Relaxed) {
+            self.unpark();
+        }
+    }
+
+    fn unpark(&self) {
+        if let Some(writer) = self.writer.get() {
+            writer.unpark();
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        let lanes = locked(&self.lanes);
+        let waiting = |lane: &Arc<Shared>| locked(&lane.sheets).waiting();
+        let in_lanes: usize = lanes.list.iter().map(waiting).sum();
+        // Read last: the writer counts what it takes before it lets go of the lane.
+        in_lanes + self.held.load(Ordering::Acquire)
+    }
+
+    /// Lines are with the sink: their seats are free.
     fn gone(&self, lines: usize) {
-        self.seats.fetch_sub(lines, Ordering::Relaxed);
-        let before = self.queued.fetch_sub(lines, Ordering::Release);
+        locked(&self.lanes).free += lines;
+        let before = self.held.fetch_sub(lines, Ordering::Release);
         self.metrics.audit_queued(before.saturating_sub(lines));
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.tell();
+    }
+
+    fn tell(&self) {
+        drop(locked(&self.lock));
         self.written.notify_all();
     }
 }
 
 struct Writer {
-    receiver: Receiver<String>,
     state: Arc<State>,
     sink: Box<dyn AuditSink>,
-    /// Whole lines that the sink has not taken, from the first byte of the first one.
-    waiting: Vec<u8>,
-    lines: usize,
-    /// How much of the first line the sink has taken.
-    begun: usize,
+    /// What the sink has not taken, oldest first.
+    pages: VecDeque<Page>,
+    /// Empty pages.
+    spare: Vec<Vec<u8>>,
     refreshed: Option<Instant>,
     complained: Option<Instant>,
 }
@@ -160,94 +381,140 @@ struct Writer {
 impl Writer {
     fn run(mut self) {
         let mut last_try: Option<Instant> = None;
+        let mut quiet = 0;
         loop {
-            let open = self.gather();
-            if !self.waiting.is_empty()
-                && let Err(error) = self.write()
-            {
-                self.complain(&error);
-                if !open {
-                    let until = *last_try.get_or_insert_with(|| Instant::now() + LAST_TRIES);
-                    if Instant::now() >= until {
-                        self.state.metrics.audit_dropped(count(self.lines));
-                        self.state.gone(self.lines);
-                        return;
-                    }
+            let open = !self.state.closed.load(Ordering::Acquire);
+            let found = self.collect();
+            match self.turn() {
+                Ok(()) if !open => return,
+                Ok(()) => {
+                    self.recovered();
+                    quiet = if found { 0 } else { quiet + 1 };
+                    self.rest(quiet);
                 }
-                // Nobody wakes this thread: it simply waits before the next try.
-                thread::park_timeout(REFRESH_EVERY);
-            }
-            if !open && self.waiting.is_empty() {
-                return;
-            }
-        }
-    }
-
-    /// Takes lines from the queue until there are none or the batch is full; waits for the first.
-    /// `false` when nobody can send any more.
-    fn gather(&mut self) -> bool {
-        if self.waiting.is_empty() {
-            match self.receiver.recv_timeout(REFRESH_EVERY) {
-                Ok(line) => self.take(&line),
-                Err(RecvTimeoutError::Timeout) => {
-                    // A file that was rotated is let go of even when there is nothing to write.
-                    if self.refreshed.is_some()
-                        && let Err(error) = self.refresh()
+                Err(error) => {
+                    self.complain(&error);
+                    if !open && self.lines() > 0 {
+                        let until = *last_try.get_or_insert_with(|| Instant::now() + LAST_TRIES);
+                        if Instant::now() >= until {
+                            let lost = self.lines();
+                            self.state.metrics.audit_dropped(count(lost));
+                            self.state.gone(lost);
+                            return;
+                        }
+                    }
+                    // Nothing cuts this short, or a flood of records would be a flood of tries.
+                    let until = Instant::now() + REFRESH_EVERY;
+                    while let Some(left) = until.checked_duration_since(Instant::now())
+                        && !left.is_zero()
                     {
-                        self.complain(&error);
+                        thread::park_timeout(left);
                     }
-                    return true;
                 }
-                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
-        while self.waiting.len() < BATCH {
-            match self.receiver.try_recv() {
-                Ok(line) => self.take(&line),
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => return false,
-            }
+    }
+
+    /// Waits for the next tick or, when little happens, for somebody to wake us.
+    fn rest(&mut self, quiet: u32) {
+        if quiet < QUIET_TICKS {
+            thread::park_timeout(TICK);
+            return;
         }
-        true
+        self.state.resting.store(true, Ordering::Relaxed);
+        // What came before everybody could see that we rest wakes nobody.
+        if !self.collect() {
+            thread::park_timeout(REFRESH_EVERY);
+        }
+        self.state.resting.store(false, Ordering::Relaxed);
     }
 
-    fn take(&mut self, line: &str) {
-        self.waiting.extend_from_slice(line.as_bytes());
-        self.lines += 1;
+    /// Takes what is in the lanes, each lane's lines in their order; `false` when there is nothing.
+    fn collect(&mut self) -> bool {
+        let mut lanes = locked(&self.state.lanes);
+        let before = self.pages.len();
+        let mut returned = 0;
+        lanes.list.retain(|lane| {
+            // Read first: nothing comes after it.
+            let left = lane.left.load(Ordering::Acquire);
+            let mut sheets = locked(&lane.sheets);
+            let waiting = sheets.waiting();
+            if waiting > 0 {
+                self.state.held.fetch_add(waiting, Ordering::Release);
+                self.pages.extend(sheets.full.drain(..));
+                let empty = self.spare.pop().unwrap_or_default();
+                self.pages.extend(sheets.turn(empty));
+            }
+            drop(sheets);
+            if left {
+                returned += lane.stock.swap(0, Ordering::Relaxed);
+            }
+            !left
+        });
+        lanes.free += returned;
+        self.pages.len() > before
     }
 
-    fn write(&mut self) -> io::Result<()> {
+    fn lines(&self) -> usize {
+        self.pages.iter().map(|page| page.lines - page.done).sum()
+    }
+
+    /// Lets the sink look after itself, and hands it what there is.
+    fn turn(&mut self) -> io::Result<()> {
+        if self.pages.is_empty() {
+            // A file that was rotated is let go of even when there is nothing to write; but none is
+            // opened before there is.
+            return match self.refreshed {
+                Some(_) => self.refresh(),
+                None => Ok(()),
+            };
+        }
         self.refresh()?;
-        let mut written = self.begun;
-        let result = loop {
-            match self.waiting.get(written..) {
-                None | Some([]) => break Ok(()),
-                Some(rest) => match self.sink.write(rest) {
-                    Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
-                    Ok(more) => written += more,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => break Err(error),
-                },
+        while let Some(page) = self.pages.front_mut() {
+            let rest = page.text.get(page.taken..).unwrap_or_default();
+            if rest.is_empty() {
+                let page = self.pages.pop_front().map(|page| page.text);
+                self.keep(page);
+                continue;
             }
-        };
-        let taken = self.waiting.get(..written).unwrap_or_default();
-        let whole = taken
-            .iter()
-            .rposition(|&b| b == b'\n')
-            .map_or(0, |at| at + 1);
-        let lines = taken.iter().filter(|&&b| b == b'\n').count();
-        self.waiting.drain(..whole);
-        self.begun = written - whole;
-        self.lines -= lines;
-        if lines > 0 {
-            if self.state.failing.swap(false, Ordering::Relaxed) {
-                tracing::info!("audit records are written again");
-                self.complained = None;
+            match self.sink.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(more) => {
+                    let lines = page.take(more);
+                    self.told(lines);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
-            self.state.metrics.audit_written(count(lines));
-            self.state.gone(lines);
         }
-        result
+        Ok(())
+    }
+
+    fn keep(&mut self, page: Option<Vec<u8>>) {
+        if let Some(mut page) = page
+            && self.spare.len() < SPARE_PAGES
+            && page.capacity() <= 2 * PAGE
+        {
+            page.clear();
+            self.spare.push(page);
+        }
+    }
+
+    /// So many lines more are with the sink.
+    fn told(&mut self, lines: usize) {
+        if lines == 0 {
+            return;
+        }
+        self.recovered();
+        self.state.metrics.audit_written(count(lines));
+        self.state.gone(lines);
+    }
+
+    fn recovered(&mut self) {
+        if self.state.failing.swap(false, Ordering::Relaxed) {
+            tracing::info!("audit records are written again");
+            self.complained = None;
+        }
     }
 
     fn refresh(&mut self) -> io::Result<()> {
@@ -257,8 +524,8 @@ impl Writer {
         {
             let moved = self.sink.refresh()?;
             self.refreshed = Some(Instant::now());
-            if moved {
-                self.begun = 0;
+            if moved && let Some(page) = self.pages.front_mut() {
+                page.begin_line_anew();
             }
         }
         Ok(())
@@ -267,25 +534,64 @@ impl Writer {
     fn complain(&mut self, error: &io::Error) {
         self.state.metrics.audit_error();
         self.state.failing.store(true, Ordering::Relaxed);
+        let waiting = self.state.waiting();
+        self.state.metrics.audit_queued(waiting);
         if self
             .complained
             .is_none_or(|before| before.elapsed() >= COMPLAIN_EVERY)
         {
             self.complained = Some(Instant::now());
-            tracing::error!(%error, waiting = self.state.queued.load(Ordering::Relaxed),
+            tracing::error!(%error, waiting,
                 "audit records cannot be written; trying again every second");
         }
     }
 }
 
-/// A writer that died of a panic in its sink must not leave seats taken for ever: what it held is
-/// counted as lost, and further records are dropped and counted one by one.
+impl Page {
+    /// The sink took so many bytes more; gives how many lines became whole by them.
+    fn take(&mut self, more: usize) -> usize {
+        self.taken += more;
+        let done = if self.taken >= self.text.len() {
+            self.lines
+        } else {
+            let taken = self.text.get(..self.taken).unwrap_or_default();
+            memchr::memchr_iter(b'\n', taken).count()
+        };
+        done - std::mem::replace(&mut self.done, done)
+    }
+
+    /// A line that was begun went somewhere else.
+    fn begin_line_anew(&mut self) {
+        let taken = self.text.get(..self.taken).unwrap_or_default();
+        self.taken = memchr::memrchr(b'\n', taken).map_or(0, |at| at + 1);
+    }
+}
+
+/// A writer that died of a panic in its sink takes all seats with it: what it held and what is still
+/// sent is counted as lost, and with `when_full: refuse` no request is taken any more.
 impl Drop for Writer {
     fn drop(&mut self) {
-        if thread::panicking() {
-            self.state.metrics.audit_dropped(count(self.lines));
-            self.state.gone(self.lines);
+        if !thread::panicking() {
+            return;
         }
+        let mut lost = self.lines();
+        let mut lanes = locked(&self.state.lanes);
+        lanes.dead = true;
+        lanes.free = 0;
+        for lane in lanes.list.drain(..) {
+            let mut sheets = locked(&lane.sheets);
+            sheets.dead = true;
+            lost += sheets.waiting();
+            (sheets.text, sheets.full) = (Vec::new(), Vec::new());
+            (sheets.lines, sheets.whole) = (0, 0);
+            lane.stock.store(0, Ordering::Relaxed);
+        }
+        drop(lanes);
+        self.state.failing.store(true, Ordering::Relaxed);
+        self.state.held.store(0, Ordering::Release);
+        self.state.metrics.audit_dropped(count(lost));
+        self.state.metrics.audit_queued(0);
+        self.state.tell();
     }
 }
 

@@ -1,26 +1,28 @@
 //! The record of one request, from its head to its last byte.
 
 use std::borrow::Cow;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::error::Error;
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::{HeaderValue, Method, Request, Response, Uri, Version, header};
+use http::{Method, Request, Response, Version, header};
+use http_body::Body as HttpBody;
 
-use super::follow::{Counted, Followed};
-use super::line::{
-    CallerPart, Durations, Line, PolicyPart, RefusalPart, TlsPart, clip, mask, millis, timestamp,
-};
+use super::follow::Counted;
+use super::line::{CallerPart, Durations, Line, PolicyPart, RefusalPart, TlsPart, clip, mask};
+use super::queue::Lane;
 use super::{Audit, QueryMode, WhenFull};
 use crate::authn::{self, Caller};
 use crate::authz::{DecidedBy, Denial, Permit};
 use crate::body::{Body, BodyError};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RouteCounts, RouteMetrics};
 use crate::refusal::Refusal;
 use crate::request::{ConnInfo, InboundRequest, RequestId};
-use crate::telemetry::{Finished, TraceContext, Tracing};
+use crate::telemetry::{Finished, TraceContext, TraceId, Tracing};
 use crate::upstream::Trail;
 
 /// Longest texts in a record, in bytes.
@@ -35,51 +37,130 @@ const DETAIL: usize = 512;
 /// The route of requests that found none, in metrics.
 const NO_ROUTE: &str = "-";
 
+/// How many buffers for texts a thread keeps, and how large each may be.
+const KEPT_BUFFERS: usize = 64;
+const LARGEST_BUFFER: usize = 4096;
+
 /// The record of one request. It writes itself when it is dropped, whatever happened.
-#[derive(Debug)]
 pub struct Record(Box<Facts>);
 
+/// What the records of one thread under one configuration share. Counted per thread: what all
+/// workers would count in one place costs each of them a cache line.
 #[derive(Debug)]
-struct Facts {
+struct Desk {
+    // Before the audit, for it leads into its queue.
+    lane: Option<Lane>,
     audit: Arc<Audit>,
     tracing: Arc<Tracing>,
     metrics: Arc<Metrics>,
+    buffers: RefCell<Vec<String>>,
+}
+
+thread_local! {
+    static DESK: RefCell<Option<Rc<Desk>>> = const { RefCell::new(None) };
+}
+
+impl Desk {
+    /// The calling thread's desk, made anew when another configuration is in force.
+    fn of(audit: &Arc<Audit>, tracing: &Arc<Tracing>, metrics: &Arc<Metrics>) -> Rc<Self> {
+        let new = || {
+            Rc::new(Self {
+                lane: audit.queue().map(super::Queue::lane),
+                audit: Arc::clone(audit),
+                tracing: Arc::clone(tracing),
+                metrics: Arc::clone(metrics),
+                buffers: RefCell::default(),
+            })
+        };
+        let kept = DESK.try_with(|kept| {
+            let mut kept = kept.borrow_mut();
+            if let Some(desk) = &*kept
+                && Arc::ptr_eq(&desk.audit, audit)
+                && Arc::ptr_eq(&desk.tracing, tracing)
+                && Arc::ptr_eq(&desk.metrics, metrics)
+            {
+                return (Rc::clone(desk), None);
+            }
+            let desk = new();
+            let earlier = kept.replace(Rc::clone(&desk));
+            (desk, earlier)
+        });
+        // The earlier desk goes only now that nothing is borrowed; a thread that is ending has none.
+        kept.map_or_else(|_| new(), |(desk, _)| desk)
+    }
+
+    fn buffer(&self) -> String {
+        let kept = self.buffers.borrow_mut().pop();
+        kept.unwrap_or_else(|| String::with_capacity(512))
+    }
+
+    fn give_back(&self, mut buffer: String) {
+        let mut buffers = self.buffers.borrow_mut();
+        if buffers.len() < KEPT_BUFFERS && buffer.capacity() <= LARGEST_BUFFER {
+            buffer.clear();
+            buffers.push(buffer);
+        }
+    }
+}
+
+/// A text in the record's buffer.
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    from: usize,
+    to: usize,
+}
+
+pub(super) struct Facts {
+    desk: Rc<Desk>,
     seat: bool,
     id: RequestId,
     conn: Arc<ConnInfo>,
     received_at: SystemTime,
     began: Instant,
     method: Method,
-    uri: Uri,
     version: Version,
-    user_agent: Option<HeaderValue>,
-    trace: Option<TraceContext>,
-    client: Option<std::net::IpAddr>,
-    host: Option<String>,
-    path: Option<String>,
-    query: Option<String>,
-    route: Option<Arc<str>>,
+    /// All texts that are kept. Copied: sharing them would hold on to the connection's read buffer
+    /// and count in places that all workers share.
+    texts: String,
+    /// As sent.
+    target_path: Span,
+    /// As it may be written.
+    query: Option<Span>,
+    user_agent: Option<Span>,
+    trace_id: Option<TraceId>,
+    /// Only when a span is made of this request.
+    trace: Option<Box<TraceContext>>,
+    client: Option<IpAddr>,
+    host: Option<Span>,
+    /// The canonical path.
+    path: Option<Span>,
+    route: Option<(Span, RouteMetrics)>,
     caller: Option<Caller>,
-    decision_id: Option<Arc<str>>,
-    decided_by: Option<DecidedBy>,
+    decision_id: Option<RequestId>,
+    /// The policy's name and revision.
+    decided_by: Option<(Span, Span)>,
     decision: Option<&'static str>,
     decided: Option<Duration>,
-    reason: Option<String>,
-    refusal: Option<(&'static str, String)>,
+    reason: Option<Span>,
+    refusal: Option<(&'static str, Span)>,
     status: Option<u16>,
     head: Option<Duration>,
-    upstream: Option<Arc<str>>,
-    endpoint: Option<String>,
+    upstream: Option<Span>,
+    endpoint: Option<Span>,
     attempts: u32,
-    bytes_in: Rc<Cell<u64>>,
-    bytes_out: u64,
-    outcome: Outcome,
-    detail: Option<String>,
+    /// Absent when the request has no body.
+    bytes_in: Option<Rc<Cell<u64>>>,
+    pub(super) bytes_out: u64,
+    pub(super) outcome: Outcome,
+    detail: Option<Span>,
+    /// The answer's body and its length, if that is known.
+    pub(super) body: Option<Body>,
+    pub(super) expected: Option<u64>,
 }
 
 /// How it ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
+pub(super) enum Outcome {
     /// It has not ended; a record that is dropped like this belongs to a client who hung up.
     Open,
     /// The last byte of the answer was handed to the connection.
@@ -100,24 +181,36 @@ impl Record {
         received_at: SystemTime,
     ) -> Self {
         metrics.request_opened();
+        let desk = Desk::of(audit, tracing, metrics);
+        let mut texts = desk.buffer();
+        let uri = head.uri();
+        let target_path = keep(&mut texts, uri.path());
+        let mode = desk.audit.config.query;
+        let query = uri
+            .query()
+            .and_then(|query| kept_query(mode, query, &mut texts));
+        let user_agent = head.headers().get(header::USER_AGENT).map(|value| {
+            let text = String::from_utf8_lossy(value.as_bytes());
+            keep(&mut texts, &text)
+        });
         Self(Box::new(Facts {
-            seat: audit.queue().is_some_and(super::Queue::sit),
-            audit: Arc::clone(audit),
-            tracing: Arc::clone(tracing),
-            metrics: Arc::clone(metrics),
-            id: id.clone(),
+            seat: desk.lane.as_ref().is_some_and(Lane::sit),
+            desk,
+            id: *id,
             conn: Arc::clone(conn),
             received_at,
             began: Instant::now(),
             method: head.method().clone(),
-            uri: head.uri().clone(),
             version: head.version(),
-            user_agent: head.headers().get(header::USER_AGENT).cloned(),
+            texts,
+            target_path,
+            query,
+            user_agent,
+            trace_id: None,
             trace: None,
             client: None,
             host: None,
             path: None,
-            query: None,
             route: None,
             caller: None,
             decision_id: None,
@@ -131,44 +224,64 @@ impl Record {
             upstream: None,
             endpoint: None,
             attempts: 0,
-            bytes_in: Rc::default(),
+            bytes_in: None,
             bytes_out: 0,
             outcome: Outcome::Open,
             detail: None,
+            body: None,
+            expected: None,
         }))
     }
 
     /// Whether this record can be kept, or need not be. When it is `false` (only with
     /// `when_full: refuse`), the request must be turned away before anything happens.
     pub fn has_room(&self) -> bool {
-        self.0.seat || self.0.audit.config.when_full == WhenFull::Drop
+        self.0.seat || self.0.desk.audit.config.when_full == WhenFull::Drop
     }
 
     /// The trace this request belongs to.
     pub fn trace(&mut self, trace: &TraceContext) {
-        self.0.trace = Some(trace.clone());
+        let facts = &mut *self.0;
+        facts.trace_id = Some(trace.trace_id);
+        if facts.desk.tracing.records(trace) {
+            facts.trace = Some(Box::new(trace.clone()));
+        }
     }
 
     /// What was asked, once it is readable in one way.
     pub fn request(&mut self, request: &InboundRequest) {
-        let facts = &mut self.0;
+        let facts = &mut *self.0;
         facts.client = Some(request.client);
-        facts.host = Some(request.host.to_string());
-        facts.path = Some(request.path.as_str().to_owned());
-        facts.query = request
-            .query
-            .as_deref()
-            .and_then(|query| kept_query(facts.audit.config.query, query));
+        let from = facts.texts.len();
+        facts.texts.push_str(request.host.name());
+        if let Some(port) = request.host.port() {
+            // Writing into a string cannot fail.
+            let _ = write!(facts.texts, ":{port}");
+        }
+        let to = facts.texts.len();
+        facts.host = Some(Span { from, to });
+        let path = request.path.as_str();
+        facts.path = Some(if facts.text(facts.target_path) == path {
+            facts.target_path
+        } else {
+            keep(&mut facts.texts, path)
+        });
     }
 
     /// Counts the bytes of the request's body as they are read.
-    pub fn received(&self, body: Body) -> Body {
-        Box::pin(Counted::new(body, Rc::clone(&self.0.bytes_in)))
+    pub fn received(&mut self, body: Body) -> Body {
+        if body.is_end_stream() {
+            return body;
+        }
+        let bytes = Rc::default();
+        self.0.bytes_in = Some(Rc::clone(&bytes));
+        Box::pin(Counted::new(body, bytes))
     }
 
     /// The route that was found.
-    pub fn route(&mut self, name: &Arc<str>) {
-        self.0.route = Some(Arc::clone(name));
+    pub fn route(&mut self, name: &str, counts: &RouteCounts) {
+        let name = keep(&mut self.0.texts, name);
+        self.0.route = Some((name, counts.get()));
     }
 
     /// Who asked.
@@ -177,48 +290,52 @@ impl Record {
     }
 
     /// Gives the decision an id, made on the first call, and returns it.
-    pub fn decision_id(&mut self) -> Arc<str> {
-        let fresh = || Arc::clone(RequestId::random().shared());
-        Arc::clone(self.0.decision_id.get_or_insert_with(fresh))
+    pub fn decision_id(&mut self) -> RequestId {
+        *self.0.decision_id.get_or_insert_with(RequestId::random)
     }
 
     /// The decision was yes.
     pub fn permitted(&mut self, permit: &Permit) {
         self.decided("allow", &permit.decided_by);
-        self.0.reason.clone_from(&permit.advice.reason);
+        let reason = permit.advice.reason.as_deref();
+        self.0.reason = reason.map(|reason| keep(&mut self.0.texts, reason));
     }
 
     /// The decision was no.
     pub fn denied(&mut self, denial: &Denial) {
         self.decided("deny", &denial.decided_by);
-        self.0.reason = Some(denial.reason.code().to_owned());
-        self.0.detail = denial
-            .detail
-            .as_deref()
-            .map(|text| clip(text, NAME).into_owned());
+        let facts = &mut *self.0;
+        facts.reason = Some(keep(&mut facts.texts, denial.reason.code()));
+        let detail = denial.detail.as_deref();
+        facts.detail = detail.map(|text| keep(&mut facts.texts, &clip(text, NAME)));
     }
 
     fn decided(&mut self, decision: &'static str, by: &DecidedBy) {
         self.decision_id();
-        self.0.decision = Some(decision);
-        self.0.decided_by = Some(by.clone());
-        self.0.decided = Some(self.0.began.elapsed());
+        let facts = &mut *self.0;
+        facts.decision = Some(decision);
+        let policy = keep(&mut facts.texts, &by.policy);
+        let revision = keep(&mut facts.texts, &by.revision);
+        facts.decided_by = Some((policy, revision));
+        facts.decided = Some(facts.began.elapsed());
     }
 
     /// The upstream it goes to.
-    pub fn upstream(&mut self, name: &Arc<str>) {
-        self.0.upstream = Some(Arc::clone(name));
+    pub fn upstream(&mut self, name: &str) {
+        self.0.upstream = Some(keep(&mut self.0.texts, name));
     }
 
     /// How far forwarding got.
     pub fn forwarded(&mut self, trail: &Trail) {
-        self.0.endpoint.clone_from(&trail.endpoint);
-        self.0.attempts = trail.attempts;
+        let facts = &mut *self.0;
+        let endpoint = trail.endpoint.as_deref();
+        facts.endpoint = endpoint.map(|endpoint| keep(&mut facts.texts, endpoint));
+        facts.attempts = trail.attempts;
     }
 
     /// Why the request was turned away.
     pub fn refused(&mut self, refusal: &Refusal) {
-        let facts = &mut self.0;
+        let facts = &mut *self.0;
         let mut detail = refusal.to_string();
         let mut source = refusal.source();
         while let Some(cause) = source {
@@ -229,15 +346,16 @@ impl Record {
             detail.push_str(&cause.to_string());
             source = cause.source();
         }
-        facts.reason = Some(refusal.code().to_owned());
-        facts.refusal = Some((refusal.public().code, clip(&detail, DETAIL).into_owned()));
-        let route = facts.route.as_deref().unwrap_or(NO_ROUTE);
-        facts.metrics.refused(route, metric_code(refusal));
+        facts.reason = Some(keep(&mut facts.texts, refusal.code()));
+        let detail = keep(&mut facts.texts, &clip(&detail, DETAIL));
+        facts.refusal = Some((refusal.public().code, detail));
+        let metrics = &facts.desk.metrics;
+        metrics.refused(facts.route().unwrap_or(NO_ROUTE), metric_code(refusal));
     }
 
     /// Hands the record to the answer's body: it stays open until the last byte has left.
     pub fn follow(mut self, response: Response<Body>) -> Response<Body> {
-        let facts = &mut self.0;
+        let facts = &mut *self.0;
         facts.status = Some(response.status().as_u16());
         facts.head = Some(facts.began.elapsed());
         // The connection never asks for the body of these (RFC 9110 sections 6.4.1 and 9.3.2).
@@ -246,31 +364,12 @@ impl Record {
         if bodiless {
             facts.outcome = Outcome::Complete;
         }
-        let (parts, body) = response.into_parts();
-        Response::from_parts(parts, Box::pin(Followed::new(body, self)))
-    }
-
-    /// Bytes of the answer's body were handed to the connection.
-    pub(super) fn sent(&mut self, bytes: u64) {
-        self.0.bytes_out = self.0.bytes_out.saturating_add(bytes);
-    }
-
-    /// How many bytes of the answer's body were handed over so far.
-    pub(super) fn sent_so_far(&self) -> u64 {
-        self.0.bytes_out
-    }
-
-    /// The answer's body is at its end.
-    pub(super) fn ended(&mut self) {
-        if self.0.outcome == Outcome::Open {
-            self.0.outcome = Outcome::Complete;
-        }
-    }
-
-    /// The answer's body broke off.
-    pub(super) fn broke(&mut self, error: &BodyError) {
-        self.0.outcome = Outcome::UpstreamBroke;
-        self.0.detail = Some(clip(&error.to_string(), NAME).into_owned());
+        response.map(move |body| {
+            self.0.expected = body.size_hint().exact();
+            self.0.body = Some(body);
+            let followed: Body = Box::into_pin(self.0);
+            followed
+        })
     }
 }
 
@@ -294,41 +393,88 @@ fn metric_code(refusal: &Refusal) -> &'static str {
     }
 }
 
-fn kept_query(mode: QueryMode, query: &str) -> Option<String> {
+fn keep(texts: &mut String, text: &str) -> Span {
+    let from = texts.len();
+    texts.push_str(text);
+    let to = texts.len();
+    Span { from, to }
+}
+
+fn kept_query(mode: QueryMode, query: &str, texts: &mut String) -> Option<Span> {
     match mode {
         QueryMode::None => None,
-        QueryMode::Full => Some(clip(query, QUERY).into_owned()),
-        QueryMode::Keys => Some(clip(&mask(query), QUERY).into_owned()),
+        QueryMode::Full => Some(keep(texts, query)),
+        QueryMode::Keys => {
+            let from = texts.len();
+            mask(query, texts);
+            let to = texts.len();
+            Some(Span { from, to })
+        }
     }
 }
 
-impl Drop for Record {
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Record")
+            .field("id", &self.0.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Facts {
     fn drop(&mut self) {
-        let facts = &*self.0;
-        let total = facts.began.elapsed();
-        facts.metrics.request_closed();
-        facts
-            .metrics
-            .route(facts.route.as_deref().unwrap_or(NO_ROUTE))
-            .request(facts.status, facts.head, total, facts.bytes_out);
-        if let Some(trace) = &facts.trace
-            && facts.tracing.records(trace)
-        {
-            facts.tracing.export(facts.span(trace, total));
+        if self.body.is_some() && self.all_sent() {
+            self.ended();
         }
-        let Some(queue) = facts.audit.queue() else {
-            return;
-        };
-        // A record without a seat may find one now; otherwise it is lost, and counted.
-        if facts.seat || (facts.audit.config.when_full == WhenFull::Drop && queue.sit()) {
-            queue.send(facts.line(total).to_text());
-        } else {
-            facts.metrics.audit_dropped(1);
+        let total = self.began.elapsed();
+        let desk = &*self.desk;
+        desk.metrics.request_closed();
+        let counts = self.route.map(|(_, counts)| counts);
+        counts
+            .unwrap_or_else(|| desk.metrics.route(NO_ROUTE))
+            .request(self.status, self.head, total, self.bytes_out);
+        if let Some(trace) = &self.trace {
+            desk.tracing.export(self.span(trace, total));
         }
+        if let Some(lane) = &desk.lane {
+            // A record without a seat may find one now; otherwise it is lost, and counted.
+            if self.seat || (desk.audit.config.when_full == WhenFull::Drop && lane.sit()) {
+                lane.send(|out, second| self.line(total).write(out, second));
+            } else {
+                desk.metrics.audit_dropped(1);
+            }
+        }
+        desk.give_back(std::mem::take(&mut self.texts));
     }
 }
 
 impl Facts {
+    /// The answer's body is at its end.
+    pub(super) fn ended(&mut self) {
+        if self.outcome == Outcome::Open {
+            self.outcome = Outcome::Complete;
+        }
+    }
+
+    /// The answer's body broke off.
+    pub(super) fn broke(&mut self, error: &BodyError) {
+        self.outcome = Outcome::UpstreamBroke;
+        let detail = error.to_string();
+        self.detail = Some(keep(&mut self.texts, &clip(&detail, NAME)));
+    }
+
+    fn text(&self, span: Span) -> &str {
+        self.texts.get(span.from..span.to).unwrap_or_default()
+    }
+
+    fn maybe(&self, span: Option<Span>) -> Option<&str> {
+        span.map(|span| self.text(span))
+    }
+
+    fn clipped(&self, span: Option<Span>, most: usize) -> Option<Cow<'_, str>> {
+        span.map(|span| clip(self.text(span), most))
+    }
+
     fn outcome(&self) -> &'static str {
         if std::thread::panicking() {
             return "panic";
@@ -340,25 +486,28 @@ impl Facts {
         }
     }
 
-    fn client(&self) -> std::net::IpAddr {
+    fn client(&self) -> IpAddr {
         self.client
             .unwrap_or_else(|| self.conn.peer.ip().to_canonical())
     }
 
     fn path(&self) -> &str {
-        self.path.as_deref().unwrap_or_else(|| self.uri.path())
+        self.text(self.path.unwrap_or(self.target_path))
+    }
+
+    fn route(&self) -> Option<&str> {
+        self.route.map(|(name, _)| self.text(name))
     }
 
     fn line(&self, total: Duration) -> Line<'_> {
         Line {
-            version: 1,
-            time: timestamp(self.received_at),
-            request_id: self.id.as_str(),
-            decision_id: self.decision_id.as_deref(),
-            trace_id: self.trace.as_ref().map(|trace| trace.trace_id.as_str()),
+            time: self.received_at,
+            request_id: self.id.as_str().as_bytes(),
+            decision_id: self.decision_id.as_ref().map(|id| id.as_str().as_bytes()),
+            trace_id: self.trace_id.as_ref().map(|id| &id.as_bytes()[..]),
             listener: &self.conn.listener,
-            client: self.client().to_string(),
-            peer: self.conn.peer.to_string(),
+            client: self.client(),
+            peer: self.conn.peer,
             tls: self.conn.tls.as_ref().map(|tls| TlsPart {
                 version: tls.version,
                 server_name: tls.server_name.as_deref().map(|name| clip(name, HOST)),
@@ -368,50 +517,41 @@ impl Facts {
                     .map(|certificate| certificate.sha256.as_str()),
             }),
             method: clip(self.method.as_str(), METHOD),
-            host: self.host.as_deref().map(|host| clip(host, HOST)),
+            host: self.clipped(self.host, HOST),
             path: clip(self.path(), PATH),
-            query: match &self.path {
-                Some(_) => self.query.clone(),
-                // It could not be read in one way, so its parts are nobody's business either.
-                None => self
-                    .uri
-                    .query()
-                    .and_then(|query| kept_query(self.audit.config.query, query)),
-            },
+            query: self.clipped(self.query, QUERY),
             protocol: protocol(self.version),
-            user_agent: self.user_agent.as_ref().map(|value| {
-                let text = String::from_utf8_lossy(value.as_bytes());
-                Cow::Owned(clip(&text, NAME).into_owned())
-            }),
-            route: self.route.as_deref(),
+            user_agent: self.clipped(self.user_agent, NAME),
+            route: self.route(),
             caller: self.caller.as_ref().map(caller_part),
-            policy: self.decided_by.as_ref().map(|by| PolicyPart {
-                name: &by.policy,
-                revision: &by.revision,
+            policy: self.decided_by.map(|(policy, revision)| PolicyPart {
+                name: self.text(policy),
+                revision: self.text(revision),
             }),
             decision: self.decision,
-            reason: self.reason.as_deref().map(|reason| clip(reason, NAME)),
-            refusal: self.refusal.as_ref().map(|(code, detail)| RefusalPart {
+            reason: self.clipped(self.reason, NAME),
+            refusal: self.refusal.map(|(code, detail)| RefusalPart {
                 code,
-                detail: detail.as_str().into(),
+                detail: self.text(detail),
             }),
             status: self.status,
-            upstream: self.upstream.as_deref(),
-            endpoint: self.endpoint.as_deref(),
+            upstream: self.maybe(self.upstream),
+            endpoint: self.maybe(self.endpoint),
             attempts: self.attempts,
-            bytes_in: self.bytes_in.get(),
+            bytes_in: self.bytes_in.as_ref().map_or(0, |bytes| bytes.get()),
             bytes_out: self.bytes_out,
-            duration_ms: Durations {
-                decision: self.decided.map(millis),
-                head: self.head.map(millis),
-                total: millis(total),
+            duration: Durations {
+                decision: self.decided,
+                head: self.head,
+                total,
             },
             outcome: self.outcome(),
-            detail: self.detail.as_deref().map(Cow::Borrowed),
+            detail: self.maybe(self.detail).map(Cow::Borrowed),
         }
     }
 
     fn span(&self, trace: &TraceContext, total: Duration) -> Finished {
+        let owned = |span| self.maybe(span).map(str::to_owned);
         Finished {
             trace: trace.clone(),
             began: self.received_at,
@@ -425,18 +565,18 @@ impl Facts {
             } else {
                 "http"
             },
-            host: self.host.clone(),
+            host: owned(self.host),
             protocol: protocol(self.version),
             client: self.client(),
             status: self.status,
-            route: self.route.clone(),
-            policy: self.decided_by.as_ref().map(|by| Arc::clone(&by.policy)),
+            route: self.route().map(str::to_owned),
+            policy: owned(self.decided_by.map(|(policy, _)| policy)),
             decision: self.decision,
-            decision_id: self.decision_id.clone(),
-            refusal: self.refusal.as_ref().and_then(|_| self.reason.clone()),
-            upstream: self.upstream.clone(),
-            endpoint: self.endpoint.clone(),
-            request_id: self.id.clone(),
+            decision_id: self.decision_id,
+            refusal: self.refusal.and_then(|_| owned(self.reason)),
+            upstream: owned(self.upstream),
+            endpoint: owned(self.endpoint),
+            request_id: self.id,
             outcome: self.outcome(),
         }
     }

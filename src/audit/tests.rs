@@ -17,6 +17,7 @@ use super::*;
 use crate::authn::{Caller, Failure};
 use crate::authz::{DecidedBy, Denial, Reason};
 use crate::body::{self, Body};
+use crate::metrics::RouteCounts;
 use crate::refusal::Refusal;
 use crate::request::{ConnInfo, InboundRequest, RequestId, Rules, TlsInfo};
 use crate::telemetry::Tracing;
@@ -61,6 +62,7 @@ impl Memory {
 
 struct Bench {
     audit: Arc<Audit>,
+    tracing: Arc<Tracing>,
     sink: Memory,
     metrics: Arc<Metrics>,
 }
@@ -73,6 +75,7 @@ impl Bench {
         let audit = Audit::to_sink(Box::new(sink.clone()), config, Arc::clone(&metrics)).unwrap();
         Self {
             audit: Arc::new(audit),
+            tracing: Arc::default(),
             sink,
             metrics,
         }
@@ -81,7 +84,7 @@ impl Bench {
     fn open(&self, head: &Request<()>) -> Record {
         Record::open(
             &self.audit,
-            &Arc::new(Tracing::default()),
+            &self.tracing,
             &self.metrics,
             &RequestId::random(),
             &conn(),
@@ -113,6 +116,7 @@ fn conn() -> Arc<ConnInfo> {
             peer_certificate: None,
         }),
         ambiguous_head: None,
+        forwarded: Default::default(),
     })
 }
 
@@ -180,11 +184,12 @@ async fn a_record_has_exactly_the_documented_members() {
     let head = head("/orders/42?token=s3cret&page", &[("user-agent", "curl/8")]);
     let mut record = bench.open(&head);
     record.request(&parsed(&head));
-    record.route(&"read-order".into());
+    let counts = RouteCounts::new(&bench.metrics, &"read-order".into());
+    record.route("read-order", &counts);
     record.caller(&Caller::Anonymous);
     record.denied(&denial());
     let decision_id = record.decision_id();
-    record.upstream(&"orders".into());
+    record.upstream("orders");
     record.forwarded(&Trail {
         endpoint: Some("127.0.0.1:9500".into()),
         attempts: 2,
@@ -202,7 +207,7 @@ async fn a_record_has_exactly_the_documented_members() {
         assert!(value.as_f64().unwrap() >= 0.0, "{member}");
         *value = json!(0);
     }
-    assert_eq!(line["decision_id"], *decision_id);
+    assert_eq!(line["decision_id"], decision_id.as_str());
     let request_id = line["request_id"].clone();
     assert_eq!(
         line,
@@ -210,7 +215,7 @@ async fn a_record_has_exactly_the_documented_members() {
             "version": 1,
             "time": "2026-11-21T01:32:05.042Z",
             "request_id": request_id,
-            "decision_id": *decision_id,
+            "decision_id": decision_id.as_str(),
             "trace_id": null,
             "listener": "public",
             "client": "192.0.2.1",
@@ -466,6 +471,7 @@ fn a_file_is_appended_to_and_opened_anew_after_rotation() {
     let bench = Bench {
         metrics: Arc::clone(&audit.metrics),
         audit,
+        tracing: Arc::default(),
         sink: Memory::default(),
     };
     let write = |uri: &str| {
@@ -547,4 +553,152 @@ fn an_unchanged_section_keeps_its_queue_and_an_audit_of_nothing_writes_nothing()
         "{text}"
     );
     assert!(text.contains("portcullis_requests_in_flight 0\n"));
+}
+
+#[test]
+fn a_record_is_written_within_moments_without_further_traffic() {
+    let bench = Bench::new(|_| {});
+    // The first wakes a writer that rests or has just begun; the second falls into its ticks.
+    for number in 1..=2 {
+        let began = Instant::now();
+        drop(bench.open(&head("/", &[])));
+        while bench.sink.lines().len() < number {
+            // The tick is 20 ms; the rest is for a machine with other things to do.
+            assert!(began.elapsed() < Duration::from_secs(5), "nobody wrote it");
+            std::thread::yield_now();
+        }
+    }
+    // A writer that has slept for want of records is woken by one.
+    std::thread::park_timeout(Duration::from_millis(1500));
+    let began = Instant::now();
+    drop(bench.open(&head("/", &[])));
+    while bench.sink.lines().len() < 3 {
+        assert!(began.elapsed() < Duration::from_millis(900), "it slept on");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn lines_of_many_threads_stay_whole_and_in_each_threads_order() {
+    const EACH: usize = 2000;
+    let bench = Bench::new(|config| {
+        config.queue = 256;
+        config.when_full = WhenFull::Refuse;
+    });
+    // A sink that takes odd pieces, with failures in between, must not tear lines either.
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let bench = &bench;
+            scope.spawn(move || {
+                for number in 0..EACH {
+                    let uri = format!("/{thread}/{number}/{}", "x".repeat(number % 1500));
+                    loop {
+                        let record = bench.open(&head(&uri, &[]));
+                        if record.has_room() {
+                            break;
+                        }
+                        drop(record);
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+    });
+    let mut next = [0; 4];
+    for line in bench.written() {
+        let path = line["path"].as_str().unwrap();
+        let mut parts = path.split('/').skip(1).map(|part| part.parse::<usize>());
+        let (thread, number) = (parts.next().unwrap(), parts.next().unwrap());
+        let (thread, number) = (thread.unwrap(), number.unwrap());
+        assert_eq!(number, next[thread], "thread {thread}");
+        next[thread] += 1;
+    }
+    assert_eq!(next, [EACH; 4]);
+}
+
+#[test]
+fn seats_that_another_thread_has_in_stock_are_found() {
+    let bench = Bench::new(|config| {
+        config.queue = 100;
+        config.when_full = WhenFull::Refuse;
+    });
+    // Each thread takes its seats in blocks; all of them together get exactly what there is.
+    let barrier = std::sync::Barrier::new(3);
+    let got: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..3)
+            .map(|_| {
+                scope.spawn(|| {
+                    let first = bench.open(&head("/", &[]));
+                    barrier.wait();
+                    let open: Vec<Record> = (0..60).map(|_| bench.open(&head("/", &[]))).collect();
+                    barrier.wait();
+                    let seats = open.iter().chain([&first]).filter(|r| r.has_room()).count();
+                    barrier.wait();
+                    seats
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().unwrap()).sum()
+    });
+    assert_eq!(got, 100);
+    assert_eq!(bench.written().len(), 100);
+    assert!(bench.audit.accepting());
+}
+
+#[test]
+fn memory_is_bounded_while_the_sink_stalls() {
+    let bench = Bench::new(|config| config.queue = 1000);
+    let stalled = bench.sink.0.lock().unwrap();
+    let long = format!("/{}", "%22".repeat(10_000));
+    for _ in 0..5000 {
+        drop(bench.open(&head(&long, &[])));
+    }
+    // As many lines as the queue has room, however many are lost; long texts were cut.
+    assert_eq!(bench.audit.waiting(), 1000);
+    let held = bench.audit.queue().unwrap().bytes();
+    assert!(held < 1000 * 4 * 1024, "{held}");
+    drop(stalled);
+    assert_eq!(bench.written().len(), 1000);
+}
+
+/// A sink that panics at its second write.
+struct Doomed(usize);
+
+impl AuditSink for Doomed {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        self.0 += 1;
+        assert!(self.0 < 2, "on purpose");
+        Ok(lines.len())
+    }
+}
+
+#[test]
+fn a_writer_that_died_takes_no_records_and_every_loss_is_counted() {
+    let config = AuditConfig {
+        when_full: WhenFull::Refuse,
+        ..AuditConfig::default()
+    };
+    let metrics = Arc::new(Metrics::default());
+    let audit = Audit::to_sink(Box::new(Doomed(0)), config, Arc::clone(&metrics)).unwrap();
+    let bench = Bench {
+        audit: Arc::new(audit),
+        tracing: Arc::default(),
+        sink: Memory::default(),
+        metrics,
+    };
+    drop(bench.open(&head("/", &[])));
+    assert!(bench.audit.close(PATIENCE));
+    let open = bench.open(&head("/", &[]));
+    drop(bench.open(&head("/", &[])));
+    let until = Instant::now() + PATIENCE;
+    while bench.audit.accepting() {
+        assert!(Instant::now() < until, "the writer lives");
+        std::thread::yield_now();
+    }
+    drop(open);
+    assert!(bench.audit.failing());
+    assert!(!bench.open(&head("/", &[])).has_room());
+    let text = bench.metrics.encode();
+    assert!(text.contains("audit_records_written_total 1\n"), "{text}");
+    assert!(text.contains("audit_records_dropped_total 3\n"), "{text}");
 }

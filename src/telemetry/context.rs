@@ -1,6 +1,11 @@
 //! W3C trace context: read strictly, for what is read is sent on under our name.
 
+use std::fmt;
+use std::str::FromStr;
+
 use http::{HeaderMap, HeaderName};
+
+use crate::request::hex;
 
 /// Longest `tracestate` that is handed on (W3C Trace Context section 3.3.1.1).
 const MAX_STATE: usize = 512;
@@ -8,15 +13,91 @@ const MAX_STATE: usize = 512;
 const PARENT: HeaderName = HeaderName::from_static("traceparent");
 const STATE: HeaderName = HeaderName::from_static("tracestate");
 
+/// `N` lower-case hex digits, not all zero.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Hex<const N: usize>([u8; N]);
+
+/// Names a trace.
+pub type TraceId = Hex<32>;
+
+/// Names a span in a trace.
+pub type SpanId = Hex<16>;
+
+impl<const N: usize> Hex<N> {
+    /// The digits as text.
+    pub fn as_str(&self) -> &str {
+        // Digits are ASCII.
+        str::from_utf8(&self.0).unwrap_or_default()
+    }
+
+    /// The digits as bytes.
+    pub fn as_bytes(&self) -> &[u8; N] {
+        &self.0
+    }
+
+    fn read(digits: &[u8]) -> Option<Self> {
+        let digits: [u8; N] = digits.try_into().ok()?;
+        (is_hex(&digits) && digits != [b'0'; N]).then_some(Self(digits))
+    }
+}
+
+impl SpanId {
+    fn random() -> Self {
+        Self(hex(rand::random::<u64>().max(1)))
+    }
+
+    /// The upper half, as a number.
+    pub(super) fn upper(&self) -> Option<u64> {
+        let digits = self.as_str().get(..8)?;
+        u64::from_str_radix(digits, 16).ok()
+    }
+}
+
+impl TraceId {
+    fn random() -> Self {
+        let (upper, lower): (u64, u64) = rand::random();
+        let mut digits = [b'0'; 32];
+        let (first, second) = digits.split_at_mut(16);
+        first.copy_from_slice(&hex(upper));
+        second.copy_from_slice(&hex(lower.max(1)));
+        Self(digits)
+    }
+}
+
+impl<const N: usize> FromStr for Hex<N> {
+    type Err = NotHex;
+
+    fn from_str(text: &str) -> Result<Self, NotHex> {
+        Self::read(text.as_bytes()).ok_or(NotHex(N))
+    }
+}
+
+impl<const N: usize> fmt::Display for Hex<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl<const N: usize> fmt::Debug for Hex<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A text is no id of this length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not {0} lower-case hex digits, or all of them zero")]
+pub struct NotHex(usize);
+
 /// A W3C trace context (<https://www.w3.org/TR/trace-context/>).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
-    /// 32 lower-case hex digits, not all zero.
-    pub trace_id: String,
-    /// The span of the caller: 16 hex digits; `None` when we began the trace.
-    pub parent_id: Option<String>,
-    /// Our own span: 16 hex digits.
-    pub span_id: String,
+    /// The whole trace.
+    pub trace_id: TraceId,
+    /// The span of the caller; `None` when we began the trace.
+    pub parent_id: Option<SpanId>,
+    /// Our own span.
+    pub span_id: SpanId,
     /// Whether somebody records this trace.
     pub sampled: bool,
     /// `tracestate`, handed on as it came.
@@ -24,16 +105,18 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
+    /// The caller's trace, or one that begins here. `chooses` says whether we record the span of
+    /// this id.
+    pub(super) fn of(headers: &HeaderMap, chooses: impl FnOnce(&SpanId) -> bool) -> Self {
+        let span_id = SpanId::random();
+        let sampled = chooses(&span_id);
+        Self::continued(headers, span_id, sampled).unwrap_or_else(|| Self::begun(span_id, sampled))
+    }
+
     /// A trace that begins here.
-    pub(super) fn begun(span_id: String, sampled: bool) -> Self {
-        let trace_id = loop {
-            let id: u128 = rand::random();
-            if id != 0 {
-                break format!("{id:032x}");
-            }
-        };
+    fn begun(span_id: SpanId, sampled: bool) -> Self {
         Self {
-            trace_id,
+            trace_id: TraceId::random(),
             parent_id: None,
             span_id,
             sampled,
@@ -42,53 +125,76 @@ impl TraceContext {
     }
 
     /// The caller's trace; `None` unless there is exactly one valid `traceparent`.
-    pub(super) fn continued(headers: &HeaderMap, span_id: &str, chosen: bool) -> Option<Self> {
+    fn continued(headers: &HeaderMap, span_id: SpanId, chosen: bool) -> Option<Self> {
         let mut values = headers.get_all(PARENT).iter();
-        let value = values.next()?.to_str().ok()?;
+        let value = values.next()?;
         if values.next().is_some() {
             return None;
         }
-        let (trace_id, parent_id, flags) = parse(value)?;
+        let (trace_id, parent_id, flags) = parse(value.as_bytes())?;
         Some(Self {
-            trace_id: trace_id.to_owned(),
-            parent_id: Some(parent_id.to_owned()),
-            span_id: span_id.to_owned(),
+            trace_id,
+            parent_id: Some(parent_id),
+            span_id,
             sampled: chosen || flags & 1 == 1,
             state: state(headers),
         })
     }
+
+    /// The `traceparent` that names our span as the parent of what follows.
+    pub fn traceparent(&self) -> [u8; 55] {
+        let mut value = *b"00-00000000000000000000000000000000-0000000000000000-00";
+        let put = |at: usize, value: &mut [u8], digits: &[u8]| {
+            if let Some(place) = value.get_mut(at..at + digits.len()) {
+                place.copy_from_slice(digits);
+            }
+        };
+        put(3, &mut value, self.trace_id.as_bytes());
+        put(36, &mut value, self.span_id.as_bytes());
+        if self.sampled {
+            put(54, &mut value, b"1");
+        }
+        value
+    }
 }
 
 /// `version-traceid-parentid-flags` (section 3.2). A later version may have more behind the flags.
-fn parse(value: &str) -> Option<(&str, &str, u8)> {
-    let version = value.get(..2).filter(|version| is_hex(version))?;
-    let more_allowed = match version {
-        "ff" => return None,
-        "00" => false,
-        _ => true,
+fn parse(value: &[u8]) -> Option<(TraceId, SpanId, u8)> {
+    let (head, rest) = value.split_at_checked(55)?;
+    let [v1, v2, b'-', ids @ .., b'-', f1, f2] = head else {
+        return None;
     };
-    let trace_id = value.get(3..35).filter(|id| is_id(id))?;
-    let parent_id = value.get(36..52).filter(|id| is_id(id))?;
-    let flags = value.get(53..55).filter(|flags| is_hex(flags))?;
-    let dashes = [2, 35, 52]
-        .iter()
-        .all(|&at| value.as_bytes().get(at) == Some(&b'-'));
-    let end = match value.get(55..)? {
-        "" => true,
-        rest => more_allowed && rest.starts_with('-'),
+    let more_allowed = match [*v1, *v2] {
+        [b'f', b'f'] => return None,
+        [b'0', b'0'] => false,
+        version => is_hex(&version).then_some(true)?,
     };
-    let flags = u8::from_str_radix(flags, 16).ok()?;
-    (dashes && end).then_some((trace_id, parent_id, flags))
+    let trace_id = TraceId::read(ids.get(..32)?)?;
+    if ids.get(32) != Some(&b'-') {
+        return None;
+    }
+    let parent_id = SpanId::read(ids.get(33..)?)?;
+    if !is_hex(&[*f1, *f2]) {
+        return None;
+    }
+    // Of the flags only the last bit means anything, and only the last digit has it.
+    let flags = match f2 {
+        b'0'..=b'9' => f2 - b'0',
+        _ => f2 - b'a' + 10,
+    };
+    let end = match rest {
+        [] => true,
+        rest => more_allowed && rest.starts_with(b"-"),
+    };
+    end.then_some((trace_id, parent_id, flags))
 }
 
-fn is_hex(text: &str) -> bool {
-    text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+fn is_hex(digits: &[u8]) -> bool {
+    // Without leaving early, so that many digits are looked at in one step.
+    digits.iter().fold(true, |hex, b| {
+        hex & (b.wrapping_sub(b'0') < 10 || b.wrapping_sub(b'a') < 6)
+    })
 }
-
-fn is_id(text: &str) -> bool {
-    is_hex(text) && text.bytes().any(|b| b != b'0')
-}
-
 /// All `tracestate` fields as one, if that is printable ASCII and not too long.
 fn state(headers: &HeaderMap) -> Option<String> {
     let mut joined = String::new();
@@ -120,15 +226,19 @@ mod tests {
         for value in values {
             headers.append(PARENT, value.parse().unwrap());
         }
-        TraceContext::continued(&headers, "1111111111111111", false)
+        TraceContext::continued(&headers, "1111111111111111".parse().unwrap(), false)
     }
 
     #[test]
     fn valid_parents_are_continued() {
         let context = read(&[&format!("00-{TRACE}-{SPAN}-01")]).unwrap();
-        assert_eq!(context.trace_id, TRACE);
-        assert_eq!(context.parent_id.as_deref(), Some(SPAN));
-        assert_eq!(context.span_id, "1111111111111111");
+        assert_eq!(context.trace_id.as_str(), TRACE);
+        assert_eq!(context.parent_id, Some(SPAN.parse().unwrap()));
+        assert_eq!(context.span_id.as_str(), "1111111111111111");
+        assert_eq!(
+            context.traceparent(),
+            format!("00-{TRACE}-1111111111111111-01").as_bytes()
+        );
         assert!(context.sampled);
         assert!(!read(&[&format!("00-{TRACE}-{SPAN}-fe")]).unwrap().sampled);
         assert!(read(&[&format!("cc-{TRACE}-{SPAN}-01")]).is_some());
@@ -154,6 +264,9 @@ mod tests {
             format!("00_{TRACE}_{SPAN}_01"),
             format!(" 00-{TRACE}-{SPAN}-01"),
             format!("00-{TRACE}-{SPAN}-01é"),
+            format!("00-{TRACE}_{SPAN}-01"),
+            format!("00-{TRACE}-{SPAN}_01"),
+            format!("0g-{TRACE}-{SPAN}-01"),
         ] {
             assert_eq!(read(&[&bad]), None, "{bad:?}");
         }
@@ -164,12 +277,34 @@ mod tests {
 
     #[test]
     fn a_trace_that_begins_here_has_a_random_id() {
-        let (a, b) = (
-            TraceContext::begun(String::new(), false),
-            TraceContext::begun(String::new(), false),
-        );
-        assert!(is_id(&a.trace_id) && a.trace_id.len() == 32);
+        let begin = || TraceContext::of(&HeaderMap::new(), |_| false);
+        let (a, b) = (begin(), begin());
+        assert!(TraceId::read(a.trace_id.as_bytes()).is_some());
         assert_ne!(a.trace_id, b.trace_id);
+        assert_ne!(a.span_id, b.span_id);
+        let parent = a.traceparent();
+        assert!(parent.starts_with(b"00-") && parent.ends_with(b"-00"));
+        assert_eq!(
+            parse(&parent).map(|(trace, span, _)| (trace, span)),
+            Some((a.trace_id, a.span_id))
+        );
+    }
+
+    #[test]
+    fn ids_are_lower_case_hex() {
+        for number in [0, 1, 0x0123_4567_89ab_cdef, u64::MAX, 0xf0a0_9090_0f0f_0a0b] {
+            assert_eq!(hex(number), format!("{number:016x}").as_bytes());
+        }
+        let id: SpanId = "00f067aa0ba902b7".parse().unwrap();
+        assert_eq!(id.upper(), Some(0x00f0_67aa));
+        for bad in [
+            "",
+            "00f067aa0ba902b",
+            "0000000000000000",
+            "00F067AA0BA902B7",
+        ] {
+            assert_eq!(bad.parse::<SpanId>(), Err(NotHex(16)), "{bad}");
+        }
     }
 
     #[test]

@@ -75,17 +75,17 @@ pub struct Finished {
     /// The answer's status.
     pub status: Option<u16>,
     /// The route's name.
-    pub route: Option<Arc<str>>,
+    pub route: Option<String>,
     /// The policy's name.
-    pub policy: Option<Arc<str>>,
+    pub policy: Option<String>,
     /// `allow` or `deny`.
     pub decision: Option<&'static str>,
     /// The decision's id.
-    pub decision_id: Option<Arc<str>>,
+    pub decision_id: Option<RequestId>,
     /// The code of the refusal.
     pub refusal: Option<String>,
     /// The upstream's name.
-    pub upstream: Option<Arc<str>>,
+    pub upstream: Option<String>,
     /// The endpoint that answered.
     pub endpoint: Option<String>,
     /// The request's id.
@@ -313,9 +313,9 @@ fn document(service: &str, batch: &[Finished]) -> Value {
 fn spans(finished: &Finished) -> Vec<Value> {
     let at = |offset: Duration| nanos(finished.began + offset);
     let server = json!({
-        "traceId": finished.trace.trace_id,
-        "spanId": finished.trace.span_id,
-        "parentSpanId": finished.trace.parent_id.as_deref().unwrap_or_default(),
+        "traceId": finished.trace.trace_id.as_str(),
+        "spanId": finished.trace.span_id.as_str(),
+        "parentSpanId": finished.trace.parent_id.as_ref().map_or("", |id| id.as_str()),
         "traceState": finished.trace.state.as_deref().unwrap_or_default(),
         // Low cardinality: the method and the route, never the path.
         "name": match &finished.route {
@@ -331,9 +331,9 @@ fn spans(finished: &Finished) -> Vec<Value> {
     });
     let child = |name: &str, kind: u8, from: Duration, to: Duration| {
         json!({
-            "traceId": finished.trace.trace_id,
+            "traceId": finished.trace.trace_id.as_str(),
             "spanId": format!("{:016x}", rand::random::<u64>().max(1)),
-            "parentSpanId": finished.trace.span_id,
+            "parentSpanId": finished.trace.span_id.as_str(),
             "name": name,
             "kind": kind,
             "startTimeUnixNano": at(from),
@@ -374,7 +374,10 @@ fn attributes(finished: &Finished) -> Vec<Value> {
         ("portcullis.route", finished.route.as_deref()),
         ("portcullis.policy", finished.policy.as_deref()),
         ("portcullis.decision", finished.decision),
-        ("portcullis.decision_id", finished.decision_id.as_deref()),
+        (
+            "portcullis.decision_id",
+            finished.decision_id.as_ref().map(RequestId::as_str),
+        ),
         ("portcullis.upstream", finished.upstream.as_deref()),
         ("portcullis.endpoint", finished.endpoint.as_deref()),
         ("error.type", finished.refusal.as_deref()),
@@ -410,9 +413,9 @@ mod tests {
     fn finished() -> Finished {
         Finished {
             trace: TraceContext {
-                trace_id: "a".repeat(32),
-                parent_id: Some("b".repeat(16)),
-                span_id: "c".repeat(16),
+                trace_id: "a".repeat(32).parse().unwrap(),
+                parent_id: Some("b".repeat(16).parse().unwrap()),
+                span_id: "c".repeat(16).parse().unwrap(),
                 sampled: true,
                 state: None,
             },
@@ -430,7 +433,7 @@ mod tests {
             route: Some("read-order".into()),
             policy: Some("orders".into()),
             decision: Some("allow"),
-            decision_id: Some("d".into()),
+            decision_id: Some(RequestId::random()),
             refusal: None,
             upstream: Some("orders".into()),
             endpoint: None,

@@ -10,12 +10,11 @@ mod logging;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rand::Rng;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 
-pub use self::context::TraceContext;
+pub use self::context::{Hex, NotHex, SpanId, TraceContext, TraceId};
 pub use self::export::Finished;
 pub use self::logging::{LogConfig, LogFormat, LoggingFailed, init_logging};
 
@@ -149,11 +148,8 @@ struct Sampling {
 impl Sampling {
     /// Our own choice, made by the random id of our own span: a caller chooses the trace's id, and
     /// so could choose to be recorded.
-    fn chooses(&self, span_id: &str) -> bool {
-        let upper = span_id
-            .get(..8)
-            .and_then(|digits| u64::from_str_radix(digits, 16).ok());
-        upper.is_some_and(|upper| upper < self.threshold)
+    fn chooses(&self, span_id: &SpanId) -> bool {
+        self.threshold > 0 && span_id.upper().is_some_and(|upper| upper < self.threshold)
     }
 }
 
@@ -161,13 +157,11 @@ impl Tracing {
     /// Continues the caller's trace (`traceparent`, `tracestate`) or begins one. The `sampled` flag
     /// that travels on is set when the caller's was, or when we record this request.
     pub fn context(&self, headers: &http::HeaderMap) -> TraceContext {
-        let span_id = format!("{:016x}", rand::rng().random_range(1..=u64::MAX));
-        let chosen = self
-            .sampling
-            .as_ref()
-            .is_some_and(|sampling| sampling.chooses(&span_id));
-        TraceContext::continued(headers, &span_id, chosen)
-            .unwrap_or_else(|| TraceContext::begun(span_id, chosen))
+        TraceContext::of(headers, |span_id| {
+            self.sampling
+                .as_ref()
+                .is_some_and(|sampling| sampling.chooses(span_id))
+        })
     }
 
     /// Whether a span is made of this request.

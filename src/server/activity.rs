@@ -73,6 +73,10 @@ pub(super) struct Activity {
     lingering: Cell<Option<Instant>>,
     flooded: Cell<bool>,
     draining: Cell<bool>,
+    /// The last attempt to read found nothing.
+    starving: Cell<bool>,
+    /// A parked connection was woken, and the clock beside it has not heard of it.
+    woken: Cell<bool>,
     /// What was seen of heads that have not been handed over yet.
     verdicts: RefCell<VecDeque<Verdict>>,
     streams: RefCell<BTreeMap<u64, Rc<Stream>>>,
@@ -93,6 +97,8 @@ impl Activity {
             lingering: Cell::new(None),
             flooded: Cell::new(false),
             draining: Cell::new(false),
+            starving: Cell::new(false),
+            woken: Cell::new(false),
             verdicts: RefCell::default(),
             streams: RefCell::default(),
             next_stream: Cell::new(0),
@@ -211,6 +217,34 @@ impl Activity {
     /// Whether no request is under way and none has begun to arrive.
     pub(super) fn quiet(&self) -> bool {
         self.in_flight.get() == 0 && self.head_since.get().is_none()
+    }
+
+    /// Whether an attempt to read found nothing.
+    pub(super) fn starve(&self, nothing: bool) {
+        self.starving.set(nothing);
+    }
+
+    /// Since when nothing happens on a connection of HTTP/1, if hyper waits for a request and holds
+    /// nothing: everything that was read was used, for hyper asks for more only then and no head or
+    /// body is open, every answer was handed over, and what was written has left.
+    pub(super) fn at_rest(&self) -> Option<Instant> {
+        let rests = self.starving.get()
+            && self.quiet()
+            && !self.mid_body.get()
+            && self.verdicts.borrow().is_empty()
+            && self.blocked.get().is_none()
+            && self.lingering.get().is_none();
+        rests.then(|| self.last.get())
+    }
+
+    /// A parked connection was woken.
+    pub(super) fn woken(&self) {
+        self.woken.set(true);
+    }
+
+    /// Whether one was, since this was last asked.
+    pub(super) fn take_woken(&self) -> bool {
+        self.woken.replace(false)
     }
 
     /// A request begins; it ends when the guard is dropped.

@@ -138,6 +138,11 @@ impl Framing {
         }
     }
 
+    /// Gives back the room that is kept for lines.
+    pub(super) fn rest(&mut self) {
+        self.line.shrink_to_fit();
+    }
+
     /// Whether a head has begun and not ended.
     pub(super) fn mid_head(&self) -> bool {
         self.state == State::Head && (self.started || !self.line.is_empty())

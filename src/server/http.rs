@@ -2,12 +2,13 @@
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,10 +22,14 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
+use tokio::task::coop::has_budget_remaining;
+use tokio::time::Sleep;
 
 use super::activity::{Activity, Cause, InFlight, Stream};
 use super::frames::{Frames, PREFACE};
 use super::framing::Framing;
+use super::gather::Gather;
+use super::parking::Parkable;
 use super::tap::{Tap, Watch};
 use crate::body::{Body, BodyError};
 use crate::listener::Bounds;
@@ -46,6 +51,9 @@ pub(super) enum Phase {
 pub(super) const GRACE: Duration = Duration::from_millis(500);
 /// How long a connection without requests may take to close once it was told to.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How long nothing happens on a connection of HTTP/1 before it is parked. Shorter in tests here, so
+/// that all of them go through it.
+const REST: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1000 });
 /// How often a closing connection is looked at.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
@@ -100,7 +108,7 @@ pub(super) async fn serve<S, H, F>(
 ) -> Ending
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
-    H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + 'static,
+    H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + Unpin + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
     let (protocol, ahead) = match protocol {
@@ -114,17 +122,47 @@ where
     if protocol == Protocol::Http2 {
         let watch = Watch::Http2(Frames::new(bounds.http2.control_frames, Instant::now()));
         let tap = Tap::new(stream, ahead, watch, Rc::clone(&activity));
-        let connection = http2_connection(tap, Arc::new(info), bounds, &activity, handler);
+        let gather = Gather::new(tap);
+        let settle = {
+            let gather = gather.clone();
+            move |cx: &mut Context<'_>| gather.poll_settle(cx)
+        };
+        let connection = http2_connection(gather, Arc::new(info), bounds, &activity, handler);
         let close = http2::Connection::graceful_shutdown;
-        drive(pin!(connection), close, true, &activity, bounds, phase).await
+        // On the heap, or every connection of HTTP/1 would hold room for its size.
+        let mut connection = Box::pin(connection);
+        drive(
+            connection.as_mut(),
+            settle,
+            close,
+            None,
+            &activity,
+            bounds,
+            phase,
+        )
+        .await
     } else {
         let flag = Arc::new(AtomicBool::new(false));
         info.ambiguous_head = Some(Arc::clone(&flag));
         let watch = Watch::Http1(Framing::default());
         let tap = Tap::new(stream, ahead, watch, Rc::clone(&activity));
-        let connection = http1_connection(tap, Arc::new(info), bounds, &activity, flag, handler);
-        let close = http1::Connection::graceful_shutdown;
-        drive(pin!(connection), close, false, &activity, bounds, phase).await
+        let service = http1_service(Arc::new(info), &activity, flag, handler);
+        let settings = http1_settings(bounds);
+        let connection = Parkable::new(tap, service, settings, Rc::clone(&activity));
+        // HTTP/1 gathers by itself.
+        let settle = |_: &mut Context<'_>| Poll::Ready(Ok(()));
+        let close = |connection: Pin<&mut Parkable<_, _>>| connection.get_mut().close();
+        let park: Park<_> = |connection: Pin<&mut Parkable<_, _>>| connection.get_mut().park();
+        drive(
+            pin!(connection),
+            settle,
+            close,
+            Some(park),
+            &activity,
+            bounds,
+            phase,
+        )
+        .await
     }
 }
 
@@ -177,12 +215,17 @@ struct Leaving {
     told: bool,
 }
 
-/// Polls a connection and the clock beside it. `close` ends the connection in good order; with
-/// `announces` the protocol can say beforehand which requests it still takes.
+/// Gives back what a connection at rest does not need.
+type Park<C> = fn(Pin<&mut C>);
+
+/// Polls a connection and the clock beside it. `settle` writes what was held back while the
+/// connection was polled; `close` ends the connection in good order; `park` is for HTTP/1. HTTP/2
+/// has none, and can say beforehand which requests it still takes.
 async fn drive<C>(
     mut connection: Pin<&mut C>,
+    settle: impl Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
     close: impl Fn(Pin<&mut C>),
-    announces: bool,
+    park: Option<Park<C>>,
     activity: &Activity,
     bounds: &Bounds,
     mut phase: watch::Receiver<Phase>,
@@ -190,38 +233,51 @@ async fn drive<C>(
 where
     C: Future<Output = hyper::Result<()>>,
 {
+    let announces = park.is_none();
     let mut alarm = pin!(tokio::time::sleep(Duration::ZERO));
     let mut leaving: Option<Leaving> = None;
     let mut seen = Phase::Open;
     loop {
-        let now = tokio::select! {
-            biased;
-            changed = phase.wait_for(|phase| *phase > seen) => {
-                // A closed channel means that the worker is gone.
-                seen = changed.map_or(Phase::Cut, |phase| *phase);
+        let next = next_event(
+            &mut phase,
+            seen,
+            connection.as_mut(),
+            &settle,
+            alarm.as_mut(),
+            activity,
+        );
+        let now = match next.await {
+            Event::Phase(now) => {
+                seen = now;
                 let now = Instant::now();
                 if seen == Phase::Cut {
-                    return if activity.quiet() { Ending::Closed } else { Ending::Cut };
+                    return if activity.quiet() {
+                        Ending::Closed
+                    } else {
+                        Ending::Cut
+                    };
                 }
                 activity.drain();
-                leaving.get_or_insert(Leaving { since: now, cause: None, told: false });
+                leaving.get_or_insert(Leaving {
+                    since: now,
+                    cause: None,
+                    told: false,
+                });
                 now
             }
-            result = connection.as_mut() => {
-                let ended = match result {
-                    _ if activity.is_flooded() => return Ending::Bound(Cause::Frames),
-                    Ok(()) => Ending::Closed,
-                    Err(error) => ending(&error),
-                };
+            Event::Ended(ended) => {
+                if activity.is_flooded() {
+                    return Ending::Bound(Cause::Frames);
+                }
                 return match leaving {
                     // A peer that hangs up when it is told to is no failure.
-                    Some(Leaving { cause, told: true, .. }) if activity.quiet() => {
-                        cause.map_or(Ending::Closed, Ending::Bound)
-                    }
+                    Some(Leaving {
+                        cause, told: true, ..
+                    }) if activity.quiet() => cause.map_or(Ending::Closed, Ending::Bound),
                     Some(_) | None => ended,
                 };
             }
-            () = alarm.as_mut() => Instant::now(),
+            Event::Alarm => Instant::now(),
         };
         let mut next = match activity.check(now, bounds) {
             Ok(next) => next,
@@ -252,9 +308,75 @@ where
                 return leaving.cause.map_or(Ending::Closed, Ending::Bound);
             }
             next = next.min(now + DRAIN_TICK);
+        } else if let Some(park) = park {
+            // While it serves, the clock asks every now and then. The first byte wakes it and asks.
+            match activity.at_rest() {
+                Some(since) if now >= since + REST => park(connection.as_mut()),
+                Some(since) => next = next.min(since + REST),
+                None => next = next.min(now + REST),
+            }
         }
         alarm.as_mut().reset(next.into());
     }
+}
+
+/// What a connection's task has to look at.
+enum Event {
+    /// The socket's life has gone on.
+    Phase(Phase),
+    /// The connection is over.
+    Ended(Ending),
+    /// It is time to look at the clock.
+    Alarm,
+}
+
+/// Polls a connection until one of the three happens.
+///
+/// The phase and the alarm are polled when this begins, which leaves the task's waker with them; at
+/// every other poll, two for a request at least, one load each says whether they have news. A
+/// `select!` over the three costs a thousand instructions more for every request.
+async fn next_event<C>(
+    phase: &mut watch::Receiver<Phase>,
+    seen: Phase,
+    mut connection: Pin<&mut C>,
+    settle: impl Fn(&mut Context<'_>) -> Poll<io::Result<()>>,
+    mut alarm: Pin<&mut Sleep>,
+    activity: &Activity,
+) -> Event
+where
+    C: Future<Output = hyper::Result<()>>,
+{
+    let glance = phase.clone();
+    let mut changed = pin!(phase.wait_for(|phase| *phase > seen));
+    let mut told: Option<Waker> = None;
+    poll_fn(|cx| {
+        let known = matches!(&told, Some(told) if told.will_wake(cx.waker()));
+        // A closed channel means that the worker is gone.
+        if (!known || glance.has_changed().unwrap_or(true))
+            && let Poll::Ready(changed) = changed.as_mut().poll(cx)
+        {
+            return Poll::Ready(Event::Phase(changed.map_or(Phase::Cut, |phase| *phase)));
+        }
+        if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+            let ended = result.map_or_else(|error| ending(&error), |()| Ending::Closed);
+            return Poll::Ready(Event::Ended(ended));
+        }
+        if let Poll::Ready(Err(_)) = settle(cx) {
+            return Poll::Ready(Event::Ended(Ending::Broken));
+        }
+        if activity.take_woken() {
+            return Poll::Ready(Event::Alarm);
+        }
+        if (!known || alarm.is_elapsed()) && alarm.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Event::Alarm);
+        }
+        // A future that is polled without budget does not keep the waker; it is polled again then.
+        if !known && has_budget_remaining() {
+            told = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 fn ending(error: &hyper::Error) -> Ending {
@@ -269,21 +391,18 @@ fn ending(error: &hyper::Error) -> Ending {
     }
 }
 
-fn http1_connection<S, H, F>(
-    tap: Tap<S>,
+fn http1_service<H, F>(
     info: Arc<ConnInfo>,
-    bounds: &Bounds,
     activity: &Rc<Activity>,
     ambiguous: Arc<AtomicBool>,
     handler: H,
-) -> http1::Connection<TokioIo<Tap<S>>, impl Service + use<S, H, F>>
+) -> impl Service + Unpin + use<H, F>
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
-    H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + 'static,
+    H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + Unpin + 'static,
     F: Future<Output = Response<Body>> + 'static,
 {
     let activity = Rc::clone(activity);
-    let service = service_fn(move |request: Request<Incoming>| {
+    service_fn(move |request: Request<Incoming>| {
         let guard = activity.request();
         let encoded = request.headers().contains_key(TRANSFER_ENCODING);
         // No verdict at all means that hyper and the tap disagree about where requests begin.
@@ -308,7 +427,10 @@ where
                 _guard: guard,
             }))
         }
-    });
+    })
+}
+
+fn http1_settings(bounds: &Bounds) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         // The connection's own clock tells idle connections from slow heads; hyper's does not.
@@ -319,16 +441,16 @@ where
     if bounds.max_headers != HYPER_MAX_HEADERS {
         builder.max_headers(usize::try_from(bounds.max_headers).unwrap_or(usize::MAX));
     }
-    builder.serve_connection(TokioIo::new(tap), service)
+    builder
 }
 
 fn http2_connection<S, H, F>(
-    tap: Tap<S>,
+    stream: Gather<Tap<S>>,
     info: Arc<ConnInfo>,
     bounds: &Bounds,
     activity: &Rc<Activity>,
     handler: H,
-) -> http2::Connection<TokioIo<Tap<S>>, impl Service + use<S, H, F>, LocalExec>
+) -> http2::Connection<TokioIo<Gather<Tap<S>>>, impl Service + use<S, H, F>, LocalExec>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + 'static,
@@ -371,7 +493,7 @@ where
         .max_local_error_reset_streams(count(http2.max_local_resets))
         .keep_alive_interval(http2.ping_interval.get())
         .keep_alive_timeout(http2.ping_timeout.get());
-    builder.serve_connection(TokioIo::new(tap), service)
+    builder.serve_connection(TokioIo::new(stream), service)
 }
 
 /// hyper's own default for the fields of a head.
@@ -380,7 +502,7 @@ const HYPER_MAX_HEADERS: u32 = 100;
 const MIN_BUFFER: usize = 8192;
 
 /// What hyper asks of a service, as we build them.
-trait Service:
+pub(super) trait Service:
     hyper::service::Service<
         Request<Incoming>,
         Response = Response<Watched>,
@@ -459,7 +581,7 @@ impl<F: Future> Future for Guarded<F> {
 }
 
 /// The body of an answer, which ends the request when it is dropped.
-struct Watched {
+pub(super) struct Watched {
     body: Body,
     stream: Option<Rc<Stream>>,
     _guard: InFlight,

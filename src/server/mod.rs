@@ -8,8 +8,10 @@
 mod activity;
 mod frames;
 mod framing;
+mod gather;
 mod handshakes;
 mod http;
+mod parking;
 mod socket;
 mod tap;
 mod worker;
@@ -173,6 +175,7 @@ impl Server {
     /// Accepts on new sockets and closes those that are no longer named. Call it right after the
     /// snapshot that was prepared has gone live.
     pub fn apply(&self, prepared: Prepared) {
+        self.tell(|| Order::Refresh);
         let mut sockets = self.sockets();
         let gone: Vec<Key> = sockets
             .keys()

@@ -24,8 +24,11 @@ pub(super) enum Watch {
 #[derive(Debug)]
 pub(super) struct Tap<S> {
     stream: S,
-    /// Bytes that were read to tell the protocols apart, to be read again.
+    /// Bytes that were read before anybody asked for them: to tell the protocols apart, or by a
+    /// parked connection.
     ahead: Bytes,
+    /// What went wrong with that, to be told after these bytes.
+    failed: Option<io::Error>,
     watch: Watch,
     activity: Rc<Activity>,
     closing: Closing,
@@ -42,12 +45,15 @@ enum Closing {
 
 /// How much is thrown away at once while lingering.
 const SCRATCH: usize = 4096;
+/// How much of what wakes a parked connection is read for it.
+const PIECE: usize = 1024;
 
 impl<S> Tap<S> {
     pub(super) fn new(stream: S, ahead: Bytes, watch: Watch, activity: Rc<Activity>) -> Self {
         Self {
             stream,
             ahead,
+            failed: None,
             watch,
             activity,
             closing: Closing::Open,
@@ -85,12 +91,35 @@ impl<S> Tap<S> {
         Ok(())
     }
 
+    /// Nothing happens here for some time. `left` is what hyper had read and not used: between
+    /// requests nothing but empty lines, which are told again, and change nothing for the watcher.
+    pub(super) fn rest(&mut self, left: Bytes) {
+        self.ahead = left;
+        if let Watch::Http1(framing) = &mut self.watch {
+            framing.rest();
+        }
+    }
+
     fn note(&self, offered: usize, result: &Poll<io::Result<usize>>) {
         match result {
             Poll::Ready(Ok(bytes)) => self.activity.sent(*bytes, offered),
             Poll::Ready(Err(_)) => {}
             Poll::Pending => self.activity.block(),
         }
+    }
+}
+
+impl<S: AsyncRead + Unpin> Tap<S> {
+    /// Waits until there is something to read, be it the end or an error, and keeps it.
+    pub(super) fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut piece = [0; PIECE];
+        let mut buf = ReadBuf::new(&mut piece);
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
+            Ok(()) if self.ahead.is_empty() => self.ahead = Bytes::copy_from_slice(buf.filled()),
+            Ok(()) => self.ahead = [&self.ahead, buf.filled()].concat().into(),
+            Err(error) => self.failed = Some(error),
+        }
+        Poll::Ready(())
     }
 }
 
@@ -102,12 +131,16 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
     ) -> Poll<io::Result<()>> {
         let me = self.get_mut();
         let before = buf.filled().len();
-        if me.ahead.is_empty() {
-            ready!(Pin::new(&mut me.stream).poll_read(cx, buf))?;
-        } else {
+        if !me.ahead.is_empty() {
             let here = me.ahead.len().min(buf.remaining());
             buf.put_slice(me.ahead.get(..here).unwrap_or_default());
             me.ahead.advance(here);
+        } else if let Some(error) = me.failed.take() {
+            return Poll::Ready(Err(error));
+        } else {
+            let result = Pin::new(&mut me.stream).poll_read(cx, buf);
+            me.activity.starve(result.is_pending());
+            ready!(result)?;
         }
         let read = buf.filled().get(before..).unwrap_or_default();
         me.ended |= read.is_empty();

@@ -17,8 +17,9 @@ use crate::clock;
 /// A finished handshake.
 #[derive(Debug)]
 pub struct Session<S> {
-    /// The encrypted stream.
-    pub stream: TlsStream<S>,
+    /// The encrypted stream; on the heap, for it is over a kilobyte and moves through several futures,
+    /// each of which would hold room for it as long as the connection is open.
+    pub stream: Box<TlsStream<S>>,
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,
     /// The server name that the client asked for, in lower case.
@@ -175,7 +176,7 @@ impl ServerTls {
             peer_certificate: peer_certificate.map(Arc::new),
             http2: session.alpn_protocol() == Some(b"h2"),
             resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
-            stream,
+            stream: Box::new(stream),
         })
     }
 }

@@ -41,22 +41,26 @@ fn served(protocol: Protocol, bounds: Bounds, room: usize) -> Served {
     let handler = move |info: Arc<ConnInfo>, request: Request<Incoming>| {
         answer(info, request, Rc::clone(&count))
     };
-    let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
-    let info = ConnInfo {
-        listener: "test".into(),
-        peer: nowhere,
-        local: nowhere,
-        tls: None,
-        ambiguous_head: None,
-    };
     let task = tokio::task::spawn_local(async move {
-        serve(server, info, protocol, &bounds, receiver, handler).await
+        serve(server, info(None), protocol, &bounds, receiver, handler).await
     });
     Served {
         client,
         task,
         phase,
         handled,
+    }
+}
+
+fn info(ambiguous_head: Option<Arc<AtomicBool>>) -> ConnInfo {
+    let nowhere: SocketAddr = "127.0.0.1:1".parse().unwrap();
+    ConnInfo {
+        listener: "test".into(),
+        peer: nowhere,
+        local: nowhere,
+        tls: None,
+        ambiguous_head,
+        forwarded: Default::default(),
     }
 }
 
@@ -618,6 +622,168 @@ async fn http2_drains_by_goaway_and_what_is_left_is_cut() {
         stuck.phase.send_replace(Phase::Draining);
         stuck.phase.send_replace(Phase::Cut);
         assert_eq!(stuck.task.await.unwrap(), Ending::Cut);
+    })
+    .await;
+}
+
+/// Polls a connection, as its task does whenever something may have happened.
+async fn poll_once<C: Future<Output = hyper::Result<()>>>(
+    connection: Pin<&mut C>,
+) -> Poll<hyper::Result<()>> {
+    let mut connection = Some(connection);
+    poll_fn(|cx| Poll::Ready(connection.take().map(|one| one.poll(cx))))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_parked_connection_holds_nothing_of_hyper_and_forgets_nothing() {
+    local(async {
+        let (mut client, server) = tokio::io::duplex(1 << 16);
+        let activity = Activity::new();
+        let handled = Rc::new(Cell::new(0));
+        let count = Rc::clone(&handled);
+        let flag = Arc::new(AtomicBool::new(false));
+        let info = Arc::new(info(Some(Arc::clone(&flag))));
+        let handler = move |info: Arc<ConnInfo>, request: Request<Incoming>| {
+            answer(info, request, Rc::clone(&count))
+        };
+        let watch = Watch::Http1(Framing::default());
+        let tap = Tap::new(server, Bytes::new(), watch, Rc::clone(&activity));
+        let service = http1_service(info, &activity, flag, handler);
+        let settings = http1_settings(&bounds());
+        let own = Rc::clone(&activity);
+        let mut connection = pin!(Parkable::new(tap, service, settings, own));
+        let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let post = "POST / HTTP/1.1\r\nHost: a\r\n";
+        let bad = format!("{post}Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n0\r\n\r\n");
+        for (sent, answers, rests) in [
+            // Before the first request, and after each kind.
+            ("", 0, true),
+            (get, 1, true),
+            (&get[..20], 0, false),
+            (&get[20..], 1, true),
+            (&format!("{post}Content-Length: 3\r\n\r\nab"), 0, false),
+            ("c", 1, true),
+            (
+                &format!("{post}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r"),
+                0,
+                false,
+            ),
+            ("\n\r\n", 1, true),
+            // Empty lines are kept by hyper, and told again when it has gone.
+            ("\r\n", 0, true),
+            ("\r\n\r\n", 0, true),
+            ("\r", 0, false),
+            (&format!("\n{get}{get}{get}"), 3, true),
+            (&bad, 1, false),
+        ] {
+            client.write_all(sent.as_bytes()).await.unwrap();
+            for _ in 0..4 {
+                assert!(
+                    poll_once(connection.as_mut()).await.is_pending(),
+                    "{sent:?}"
+                );
+            }
+            let mut text = vec![0; 1 << 16];
+            let mut text = tokio::io::ReadBuf::new(&mut text);
+            poll_fn(|cx| {
+                let _ = Pin::new(&mut client).poll_read(cx, &mut text);
+                Poll::Ready(())
+            })
+            .await;
+            let text = String::from_utf8_lossy(text.filled()).into_owned();
+            assert_eq!(
+                text.matches("HTTP/1.1 ").count(),
+                answers,
+                "{sent:?}: {text}"
+            );
+            assert_eq!(activity.at_rest().is_some(), rests, "{sent:?}");
+            assert_eq!(text.contains("ambiguous"), sent == bad);
+            if rests {
+                connection.as_mut().get_mut().park();
+                assert!(connection.is_parked());
+                // Waiting does not wake it.
+                assert!(poll_once(connection.as_mut()).await.is_pending());
+                assert!(connection.is_parked() && activity.at_rest().is_some());
+            }
+        }
+        assert_eq!(handled.get(), 7);
+        let size = size_of_val(&*connection);
+        assert!(size <= 512, "{size} bytes");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_under_way_keeps_a_connection_from_being_parked() {
+    local(async {
+        for path in ["/slow", "/silent"] {
+            let mut one = http1();
+            let get = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            one.client.write_all(get.as_bytes()).await.unwrap();
+            tokio::time::sleep(3 * REST).await;
+            // A byte of the next request while this one is answered.
+            one.client.write_all(b"G").await.unwrap();
+            if path == "/slow" {
+                one.until("slow").await;
+                tokio::time::sleep(3 * REST).await;
+                one.client
+                    .write_all(b"ET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                    .await
+                    .unwrap();
+                one.until("got 0").await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_parked_connection_keeps_its_bounds() {
+    local(async {
+        let parked = async || {
+            let mut one = http1();
+            one.client
+                .write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                .await
+                .unwrap();
+            one.until("got 0").await;
+            tokio::time::sleep(4 * REST).await;
+            one
+        };
+        // The time for a head begins with its first byte, and the first byte ends the idle time.
+        let mut one = parked().await;
+        tokio::time::sleep(Duration::from_millis(450)).await;
+        let began = Instant::now();
+        one.client.write_all(b"G").await.unwrap();
+        assert_eq!(one.rest().await, "");
+        assert!(began.elapsed() >= Duration::from_millis(390));
+        drop(one.client);
+        assert_eq!(one.task.await.unwrap(), Ending::Bound(Cause::Header));
+        // An empty line is no head.
+        let mut one = parked().await;
+        one.client.write_all(b"\r\n").await.unwrap();
+        assert_eq!(one.rest().await, "");
+        drop(one.client);
+        assert_eq!(one.task.await.unwrap(), Ending::Bound(Cause::Idle));
+        // The client's end.
+        let mut one = parked().await;
+        one.client.shutdown().await.unwrap();
+        assert_eq!(one.rest().await, "");
+        drop(one.client);
+        assert_eq!(one.task.await.unwrap(), Ending::Closed);
+        // Draining waits for what may be on its way, and the end of draining for nothing.
+        let mut one = parked().await;
+        one.phase.send_replace(Phase::Draining);
+        let began = Instant::now();
+        assert_eq!(one.rest().await, "");
+        assert!(began.elapsed() >= GRACE - DRAIN_TICK);
+        drop(one.client);
+        assert_eq!(one.task.await.unwrap(), Ending::Closed);
+        let one = parked().await;
+        one.phase.send_replace(Phase::Cut);
+        assert_eq!(one.task.await.unwrap(), Ending::Closed);
     })
     .await;
 }

@@ -1,0 +1,117 @@
+//! Connections of HTTP/1 on which nothing happens.
+//!
+//! hyper keeps a read buffer, a write buffer and the last head's table of fields for as long as its
+//! connection exists: about 18 KiB that an idle client holds for nothing. So a connection at rest is
+//! taken apart and its stream waits alone; the first byte, the end of the stream or the order to close
+//! builds hyper's connection again, as if it had never been gone: between requests it knows nothing
+//! that a new one does not.
+
+use std::future::Future;
+use std::mem;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::activity::Activity;
+use super::http::Service;
+use super::tap::Tap;
+
+/// A connection that can be parked.
+pub(super) struct Parkable<S, V: Service> {
+    state: State<S, V>,
+    settings: http1::Builder,
+    activity: Rc<Activity>,
+}
+
+/// hyper's connection, on the heap: a parked one does not hold room for it either.
+type Serving<S, V> = Box<http1::Connection<TokioIo<Tap<S>>, V>>;
+
+enum State<S, V: Service> {
+    Serving(Serving<S, V>),
+    Parked(Tap<S>, V),
+    /// Between the two, never seen from outside.
+    Moving,
+}
+
+impl<S, V> Parkable<S, V>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    V: Service,
+{
+    pub(super) fn new(
+        tap: Tap<S>,
+        service: V,
+        settings: http1::Builder,
+        activity: Rc<Activity>,
+    ) -> Self {
+        let mut me = Self {
+            state: State::Parked(tap, service),
+            settings,
+            activity,
+        };
+        me.wake();
+        me
+    }
+
+    /// Takes hyper's connection apart. Only to be called when [`Activity::at_rest`] says that hyper
+    /// waits for a request and holds nothing.
+    pub(super) fn park(&mut self) {
+        match mem::replace(&mut self.state, State::Moving) {
+            State::Serving(connection) => {
+                let parts = connection.into_parts();
+                let mut tap = parts.io.into_inner();
+                tap.rest(parts.read_buf);
+                self.state = State::Parked(tap, parts.service);
+            }
+            other @ (State::Parked(..) | State::Moving) => self.state = other,
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn is_parked(&self) -> bool {
+        matches!(self.state, State::Parked(..))
+    }
+
+    /// Ends the connection in good order.
+    pub(super) fn close(&mut self) {
+        self.wake();
+        if let State::Serving(connection) = &mut self.state {
+            Pin::new(&mut **connection).graceful_shutdown();
+        }
+    }
+
+    fn wake(&mut self) {
+        match mem::replace(&mut self.state, State::Moving) {
+            State::Parked(tap, service) => {
+                let connection = self.settings.serve_connection(TokioIo::new(tap), service);
+                self.state = State::Serving(Box::new(connection));
+            }
+            other @ (State::Serving(_) | State::Moving) => self.state = other,
+        }
+    }
+}
+
+impl<S, V> Future for Parkable<S, V>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    V: Service + Unpin,
+{
+    type Output = hyper::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        let me = self.get_mut();
+        if let State::Parked(tap, _) = &mut me.state {
+            ready!(tap.poll_ahead(cx));
+            me.wake();
+            me.activity.woken();
+        }
+        match &mut me.state {
+            State::Serving(connection) => Pin::new(&mut **connection).poll(cx),
+            State::Parked(..) | State::Moving => Poll::Pending,
+        }
+    }
+}

@@ -235,7 +235,7 @@ fn refusals() -> Vec<Refusal> {
             max_age: None,
         })),
         Refusal::Throttled(Exceeded {
-            limit: "per-address".to_owned(),
+            limit: "per-address".into(),
             retry_after: Duration::from_secs(1),
             quota: Default::default(),
         }),

@@ -33,6 +33,7 @@ mod interop;
 mod keys;
 mod limits;
 mod operations;
+mod parked;
 mod path;
 mod policy;
 mod promises;

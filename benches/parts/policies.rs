@@ -1,0 +1,206 @@
+//! May they: the policy's input, and decisions, anew and remembered, of a small, an ordinary and a
+//! large policy.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::hint::black_box;
+use std::path::Path;
+use std::time::Instant;
+
+use criterion::Criterion;
+use portcullis::authz::{Decision, Machines};
+use portcullis::request::InboundRequest;
+use portcullis::schema::Problem;
+use serde_json::{Value, json};
+
+use crate::cpu::CpuTime;
+use crate::world::{World, facts};
+
+const TWO: &str = "package two
+
+default allow := false
+
+allow if \"orders:read\" in input.identity.scopes
+";
+
+/// Reads everything there is.
+const WHOLE: &str = "package whole
+
+default allow := false
+
+allow if count(input) > 0
+";
+
+/// How many rules the large policy has, and which of them is the first that allows the request.
+const RULES: usize = 200;
+const MATCHING: usize = 150;
+/// How many subjects its data knows: about 10 MB.
+const SUBJECTS: usize = 50_000;
+
+/// The policies: each as it is, and with decisions kept (`-kept`).
+const POLICIES: [&str; 4] = ["two", "sixty", "sixty_fixed", "whole"];
+const LARGE: [&str; 1] = ["large"];
+
+pub(crate) fn bench(criterion: &mut Criterion<CpuTime>) {
+    let world = world(&POLICIES).unwrap_or_else(|problems| panic!("{problems:#?}"));
+
+    let mut group = criterion.benchmark_group("policy input");
+    for (name, policy) in [
+        ("all of it", "whole"),
+        ("what 60 lines read", "sixty"),
+        ("what 2 lines read", "two"),
+    ] {
+        let request = request(&world, policy);
+        let found = world.find(&request);
+        let caller = world.caller(&request);
+        let facts = facts(&found);
+        group.bench_function(name, |bencher| {
+            let policy = &found.route.policy;
+            bencher.iter(|| policy.input(black_box(&request), &facts, &caller).unwrap());
+        });
+    }
+    group.finish();
+
+    let cases = [
+        ("2 lines, anew", "two"),
+        ("2 lines, remembered", "two-kept"),
+        ("60 lines, anew", "sixty"),
+        ("60 lines at a fixed time, remembered", "sixty_fixed-kept"),
+    ];
+    decisions(criterion, &world, &cases);
+    // A build without optimisation, or a busy machine, may be too slow for the gate.
+    let begun = Instant::now();
+    match self::world(&LARGE) {
+        Ok(world) => {
+            println!("the large policy, twice, loaded in {:.2?}", begun.elapsed());
+            let cases = [
+                ("200 rules with 10 MB of data, anew", "large"),
+                ("200 rules with 10 MB of data, remembered", "large-kept"),
+            ];
+            decisions(criterion, &world, &cases);
+        }
+        Err(problems) => println!("the large policy is not measured: {problems:#?}"),
+    }
+}
+
+fn decisions(criterion: &mut Criterion<CpuTime>, world: &World, cases: &[(&str, &str)]) {
+    let mut group = criterion.benchmark_group("decision");
+    for (name, policy) in cases {
+        let request = request(world, policy);
+        let found = world.find(&request);
+        let caller = world.caller(&request);
+        let (facts, machines) = (facts(&found), Machines::default());
+        println!("{name}: {}", found.route.policy.engine());
+        group.bench_function(*name, |bencher| {
+            let policy = &found.route.policy;
+            bencher.iter(|| {
+                let decision =
+                    policy.decide(&machines, black_box(&request), &facts, caller.clone());
+                assert!(matches!(decision, Decision::Allow(_)), "{decision:?}");
+                decision
+            });
+        });
+    }
+    group.finish();
+    let numbers = world.snapshot.metrics.encode();
+    for line in numbers.lines().filter(|line| {
+        line.starts_with("portcullis_decision_cache_total") && line.contains("-kept")
+    }) {
+        println!("{line}");
+    }
+}
+
+fn request(world: &World, policy: &str) -> InboundRequest {
+    world.request(
+        "RS256",
+        &format!("/orders/{policy}/2026-000123?expand=lines"),
+    )
+}
+
+fn world(names: &[&str]) -> Result<World, Vec<Problem>> {
+    let mut policies = serde_json::Map::new();
+    let mut routes = Vec::new();
+    for &name in names {
+        let files = match name {
+            "sixty" | "sixty_fixed" => {
+                json!([format!("{name}.rego"), "sixty.data.yaml"])
+            }
+            "large" => json!(["large.rego", "large.json"]),
+            _ => json!([format!("{name}.rego")]),
+        };
+        for (name, cache) in [(name.to_owned(), false), (format!("{name}-kept"), true)] {
+            let package = name.trim_end_matches("-kept");
+            let mut policy = json!({
+                "files": files, "entrypoint": format!("data.{package}.allow"),
+                // A core that others take away must not end in a refusal.
+                "budget": { "time": "1s" },
+            });
+            if !cache {
+                policy["decision_cache"] = false.into();
+            }
+            routes.push(json!({
+                "name": name, "path": format!("/orders/{name}/{{id}}"), "authn": ["RS256"],
+                "policy": name, "upstream": "up", "labels": { "action": "read" },
+            }));
+            policies.insert(name, policy);
+        }
+    }
+    World::try_load(&json!({ "policies": policies, "routes": routes }), files)
+}
+
+fn files(folder: &Path) {
+    let write = |name: &str, text: &str| fs::write(folder.join(name), text).unwrap();
+    let sixty = include_str!("../policies/sixty.rego");
+    // What asks for the time is decided anew for each request.
+    let fixed = sixty
+        .replace("package sixty", "package sixty_fixed")
+        .replace("input.request.received_at_ns", "1763712000000000000");
+    write("two.rego", TWO);
+    write("whole.rego", WHOLE);
+    write("sixty.rego", sixty);
+    write("sixty_fixed.rego", &fixed);
+    write(
+        "sixty.data.yaml",
+        include_str!("../policies/sixty.data.yaml"),
+    );
+    write("large.rego", &large());
+    write("large.json", &grants().to_string());
+}
+
+/// A rule for each of many resources, as generated policies have them.
+fn large() -> String {
+    let mut text = "package large\n\ndefault allow := false\n".to_owned();
+    for number in 0..RULES {
+        let resource = if number == MATCHING {
+            "orders".to_owned()
+        } else {
+            format!("resource-{number}")
+        };
+        write!(
+            text,
+            "
+allow if {{
+	input.request.segments[0] == \"{resource}\"
+	input.request.method in {{\"GET\", \"HEAD\"}}
+	\"{resource}:read\" in data.grants[input.identity.subject]
+}}
+"
+        )
+        .unwrap();
+    }
+    text
+}
+
+fn grants() -> Value {
+    let grants: serde_json::Map<_, _> = (0..SUBJECTS)
+        .map(|number| {
+            let subject = format!("user-{number:08}");
+            let grants: Vec<_> = ["invoices", "reports", "orders", "customers", "addresses"]
+                .iter()
+                .flat_map(|resource| [format!("{resource}:read"), format!("{resource}:list")])
+                .collect();
+            (subject, grants.into())
+        })
+        .collect();
+    json!({ "grants": grants })
+}

@@ -456,22 +456,16 @@ pub fn quota_headers(quota: &Quota, headers: &mut http::HeaderMap) {
     let Some(name) = &quota.name else {
         return;
     };
-    let field = |first: char, one: u64, second: char, other: u64| {
-        let (mut one_text, mut other_text) = (itoa::Buffer::new(), itoa::Buffer::new());
-        let (one, other) = (one_text.format(one), other_text.format(other));
-        let mut field = String::with_capacity(name.len() + one.len() + other.len() + 8);
-        field.push('"');
-        field.push_str(name);
-        for (key, value) in [(first, one), (second, other)] {
-            field.push_str(if key == first { "\";" } else { ";" });
-            field.push(key);
-            field.push('=');
-            field.push_str(value);
+    let field = |parameters: [(&str, u64); 2]| {
+        let mut field = format!("\"{name}\"");
+        for (key, number) in parameters {
+            field.push_str(key);
+            field.push_str(itoa::Buffer::new().format(number));
         }
         HeaderValue::try_from(field)
     };
-    let policy = field('q', quota.quota, 'w', quota.window);
-    let state = field('r', quota.remaining, 't', quota.reset);
+    let policy = field([(";q=", quota.quota), (";w=", quota.window)]);
+    let state = field([(";r=", quota.remaining), (";t=", quota.reset)]);
     for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
         if let Ok(value) = value {
             headers.insert(name, value);

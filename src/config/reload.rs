@@ -47,7 +47,10 @@ pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
         // Nobody waits any more when the process is ending.
         let _ = done.send(work());
     });
-    spawned.ok()?;
+    if let Err(error) = spawned {
+        tracing::error!(%error, "no thread is to be had for work beside requests");
+        return None;
+    }
     outcome.await.ok()
 }
 

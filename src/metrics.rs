@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::LocalKey;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -79,11 +79,15 @@ pub struct Metrics {
     refusals: Family<Two, Count>,
     durations: Family<Two, Times, Buckets>,
     in_flight: Level,
+    streams: Level,
+    permissions_ended: Family<Two, Counter>,
     response_bytes: Family<One, Count>,
     upstream_attempts: Family<Two, Count>,
     upstream_retries: Family<One, Count>,
     upstream_connects: Family<One, Times, Buckets>,
     upstream_in_flight: Family<One, Level>,
+    tunnels: Family<One, Level>,
+    tunnels_ended: Family<Two, Count>,
     connections: Family<One, Level>,
     accepted: Family<One, Count>,
     connections_refused: Family<Two, Count>,
@@ -91,10 +95,19 @@ pub struct Metrics {
     accept_failures: Family<Two, Count>,
     handshakes: Family<Three, Count>,
     handshake_failures: Family<Two, Count>,
+    certificates_lapsed: Family<Two, Count>,
+    crl_fetches: Family<Two, Count>,
+    crl_issued: Family<Two, Gauge>,
+    crl_end: Family<Two, Gauge>,
+    ocsp_answers: Family<Two, Count>,
     jwks_fetches: Family<Two, Count>,
     jwks_keys: Family<One, Gauge>,
     jwks_fetched_at: Family<One, Gauge>,
     jwks_unknown_keys: Family<Two, Count>,
+    revocation_events: Family<Two, Count>,
+    jwks_events: Family<Two, Count>,
+    jwks_from_disk: Family<One, Gauge>,
+    jwks_distrusted: Family<One, Gauge>,
     token_cache: Family<Two, Count>,
     decisions: Family<Two, Count>,
     decision_cache: Family<Two, Count>,
@@ -103,6 +116,13 @@ pub struct Metrics {
     limited: Family<One, Count>,
     limit_keys: Family<One, Gauge>,
     limit_overflows: Family<One, Count>,
+    revocations: Family<Two, Count>,
+    revocation_entries: Family<One, Gauge>,
+    revocation_room: Gauge,
+    revocation_unsaved: Gauge,
+    revocation_lists: Family<Two, Count>,
+    feed_age: Family<One, Gauge>,
+    feed_stale: Family<One, Gauge>,
     audit_written: Counter,
     audit_dropped: Counter,
     audit_errors: Counter,
@@ -163,6 +183,7 @@ pub enum Lookup {
 #[derive(Debug)]
 pub struct IssuerMetrics {
     tokens: Words,
+    unknown_keys: Words,
 }
 
 /// The handles of one listener.
@@ -303,11 +324,15 @@ impl Default for Metrics {
             refusals: Family::default(),
             durations,
             in_flight: Level::default(),
+            streams: Level::default(),
+            permissions_ended: Family::default(),
             response_bytes: Family::default(),
             upstream_attempts: Family::default(),
             upstream_retries: Family::default(),
             upstream_connects: Family::new_with_constructor(request_buckets),
             upstream_in_flight: Family::default(),
+            tunnels: Family::default(),
+            tunnels_ended: Family::default(),
             connections: Family::default(),
             accepted: Family::default(),
             connections_refused: Family::default(),
@@ -315,10 +340,19 @@ impl Default for Metrics {
             accept_failures: Family::default(),
             handshakes: Family::default(),
             handshake_failures: Family::default(),
+            certificates_lapsed: Family::default(),
+            crl_fetches: Family::default(),
+            crl_issued: Family::default(),
+            crl_end: Family::default(),
+            ocsp_answers: Family::default(),
             jwks_fetches: Family::default(),
             jwks_keys: Family::default(),
             jwks_fetched_at: Family::default(),
             jwks_unknown_keys: Family::default(),
+            revocation_events: Family::default(),
+            jwks_events: Family::default(),
+            jwks_from_disk: Family::default(),
+            jwks_distrusted: Family::default(),
             token_cache: Family::default(),
             decisions: Family::default(),
             decision_cache: Family::default(),
@@ -327,6 +361,13 @@ impl Default for Metrics {
             limited: Family::default(),
             limit_keys: Family::default(),
             limit_overflows: Family::default(),
+            revocations: Family::default(),
+            revocation_entries: Family::default(),
+            revocation_room: Gauge::default(),
+            revocation_unsaved: Gauge::default(),
+            revocation_lists: Family::default(),
+            feed_age: Family::default(),
+            feed_stale: Family::default(),
             audit_written: Counter::default(),
             audit_dropped: Counter::default(),
             audit_errors: Counter::default(),
@@ -350,11 +391,15 @@ impl Metrics {
         r.register("refusals", "Requests turned away, by route and code", self.refusals.clone());
         r.register_with_unit("request_duration", "Time from a request's head to the head of its answer, and to the last byte", Unit::Seconds, self.durations.clone());
         r.register("requests_in_flight", "Requests whose last byte has not left yet", self.in_flight);
+        r.register("streams", "Answers that are streaming, whose permission is judged again", self.streams);
+        r.register("permissions_ended", "Streams that ended because their permission did, by route and why", self.permissions_ended.clone());
         r.register_with_unit("response_body", "Bytes of answers' bodies, by route", Unit::Bytes, self.response_bytes.clone());
         r.register("upstream_attempts", "Attempts to forward, by upstream and outcome", self.upstream_attempts.clone());
         r.register("upstream_retries", "Requests that were sent again, by upstream", self.upstream_retries.clone());
         r.register_with_unit("upstream_connect_duration", "Time to connect to an upstream, TLS included", Unit::Seconds, self.upstream_connects.clone());
         r.register("upstream_in_flight", "Exchanges under way, by upstream", self.upstream_in_flight.clone());
+        r.register("tunnels", "Open tunnels, by kind", self.tunnels.clone());
+        r.register("tunnels_ended", "Tunnels that ended, by kind and how", self.tunnels_ended.clone());
         r.register("connections", "Open connections of clients, by listener", self.connections.clone());
         r.register("connections_accepted", "Connections accepted, by listener", self.accepted.clone());
         r.register("connections_refused", "Connections closed at once, by listener and bound", self.connections_refused.clone());
@@ -362,10 +407,19 @@ impl Metrics {
         r.register("accept_failures", "Connections that could not be accepted, by listener and kind", self.accept_failures.clone());
         r.register("tls_handshakes", "Finished TLS handshakes, by listener, version and resumption", self.handshakes.clone());
         r.register("tls_handshake_failures", "Failed TLS handshakes, by listener and fault", self.handshake_failures.clone());
+        r.register("certificates_lapsed", "Open connections ended because their client certificate was no longer believed, by listener and reason", self.certificates_lapsed.clone());
+        r.register("crl_fetches", "Fetches of certificate revocation lists, by listener and outcome", self.crl_fetches.clone());
+        r.register_with_unit("crl_issued_timestamp", "When the fetched revocation list in force was issued, since 1970, by listener and list", Unit::Seconds, self.crl_issued.clone());
+        r.register_with_unit("crl_end_timestamp", "When the fetched revocation list in force stops being believed, since 1970, by listener and list", Unit::Seconds, self.crl_end.clone());
+        r.register("ocsp_answers", "Answers of OCSP responders about client certificates, by listener and outcome", self.ocsp_answers.clone());
         r.register("jwks_fetches", "Fetches of key sets, by issuer and outcome", self.jwks_fetches.clone());
         r.register("jwks_keys", "Usable keys, by issuer", self.jwks_keys.clone());
         r.register_with_unit("jwks_last_success_timestamp", "When usable keys were last fetched, since 1970, by issuer", Unit::Seconds, self.jwks_fetched_at.clone());
+        r.register("revocation_events", "What feeds of revocations brought, by feed and outcome", self.revocation_events.clone());
         r.register("jwks_unknown_keys", "Tokens that name an unknown key, by issuer and what was done", self.jwks_unknown_keys.clone());
+        r.register("jwks_events", "What became of issuers' keys: added, removed, replaced, renamed, distrusted, trusted, distrusted_published, moved, issuer_mismatch, lapsed, from_disk, file_refused, file_failed", self.jwks_events.clone());
+        r.register("jwks_from_disk", "1 while the keys in force are those kept on disk, by issuer", self.jwks_from_disk.clone());
+        r.register("jwks_distrusted", "Keys that are distrusted, by issuer", self.jwks_distrusted.clone());
         r.register("token_cache", "Look-ups of verified tokens, by issuer and outcome", self.token_cache.clone());
         r.register("decisions", "Decisions, by policy and outcome", self.decisions.clone());
         r.register("decision_cache", "Look-ups of remembered decisions, by policy and outcome", self.decision_cache.clone());
@@ -374,6 +428,13 @@ impl Metrics {
         r.register("limited", "Requests turned away, by limit", self.limited.clone());
         r.register("limit_keys", "Keys remembered, by limit", self.limit_keys.clone());
         r.register("limit_overflows", "Requests counted in the shared bucket of a limit that remembers all the keys it may, by limit", self.limit_overflows.clone());
+        r.register("revocations", "Entries that were brought or lifted, by source and outcome", self.revocations.clone());
+        r.register("revocation_entries", "Entries in force, by kind", self.revocation_entries.clone());
+        r.register("revocation_room", "Entries that could still be brought", self.revocation_room.clone());
+        r.register("revocation_unsaved", "Entries in force that wait for the disk", self.revocation_unsaved.clone());
+        r.register("revocation_lists", "Looks for editions of signed lists, by list and outcome", self.revocation_lists.clone());
+        r.register_with_unit("revocation_feed_age", "Time since a feed of revocations was heard, by feed; -1: never", Unit::Seconds, self.feed_age.clone());
+        r.register("revocation_feed_stale", "Whether a feed of revocations was silent for too long, by feed", self.feed_stale.clone());
         r.register("audit_records_written", "Audit records handed to the sink", self.audit_written.clone());
         r.register("audit_records_dropped", "Audit records lost: the queue was full, or the sink failed until the end", self.audit_dropped.clone());
         r.register("audit_sink_errors", "Failed writes of the audit sink", self.audit_errors.clone());
@@ -444,6 +505,7 @@ impl Metrics {
     pub fn issuer(&self, name: &str) -> IssuerMetrics {
         IssuerMetrics {
             tokens: Words::new(&self.token_cache, ("issuer", name), "outcome"),
+            unknown_keys: Words::new(&self.jwks_unknown_keys, ("issuer", name), "outcome"),
         }
     }
 
@@ -463,6 +525,22 @@ impl Metrics {
     /// A request's last byte has left, or never will.
     pub fn request_closed(&self) {
         self.in_flight.change(-1);
+    }
+
+    /// A stream begins that lasts only as long as its permission.
+    pub fn stream_opened(&self) {
+        self.streams.change(1);
+    }
+
+    /// A stream has ended.
+    pub fn stream_closed(&self) {
+        self.streams.change(-1);
+    }
+
+    /// A stream ended because its permission did; `why` is [`crate::lease::Lapse::word`].
+    pub fn permission_ended(&self, route: &str, why: &str) {
+        let labels = [("route", route.to_owned()), ("why", why.to_owned())];
+        self.permissions_ended.get_or_create(&labels).inc();
     }
 
     /// A request was turned away; `code` is the client's ([`crate::refusal::Public::code`]) or a
@@ -496,6 +574,19 @@ impl Metrics {
     /// The number of exchanges under way with an upstream changes.
     pub fn upstream_in_flight(&self, upstream: &str, change: i64) {
         remembered(&UPSTREAMS, self.id, upstream, || self.upstream(upstream)).in_flight(change);
+    }
+
+    /// A tunnel was opened.
+    pub fn tunnel_opened(&self, kind: &'static str) {
+        self.tunnels.get_or_create(&one("kind", kind)).change(1);
+    }
+
+    /// A tunnel ended; `how` is a fixed word.
+    pub fn tunnel_closed(&self, kind: &'static str, how: &'static str) {
+        self.tunnels.get_or_create(&one("kind", kind)).change(-1);
+        self.tunnels_ended
+            .get_or_create(&two(("kind", kind), ("how", how)))
+            .inc();
     }
 
     /// A listener accepted a connection.
@@ -545,6 +636,36 @@ impl Metrics {
             .inc();
     }
 
+    /// A connection ends because its client certificate is no longer believed.
+    pub fn certificate_lapsed(&self, listener: &str, reason: &'static str) {
+        self.certificates_lapsed
+            .get_or_create(&two(("listener", listener), ("reason", reason)))
+            .inc();
+    }
+
+    /// A fetch of a certificate revocation list ended; `ok`, or a fixed word for what went wrong.
+    pub fn crl_fetch(&self, listener: &str, outcome: &'static str) {
+        self.crl_fetches
+            .get_or_create(&two(("listener", listener), ("outcome", outcome)))
+            .inc();
+    }
+
+    /// A certificate revocation list is in force: its URL as configured, or `certificates` for those
+    /// that certificates name.
+    pub fn crl(&self, listener: &str, list: &str, issued: SystemTime, ends: SystemTime) {
+        let labels = two(("listener", listener), ("list", list));
+        let seconds = |time| i64::try_from(clock::unix_seconds(time)).unwrap_or(i64::MAX);
+        self.crl_issued.get_or_create(&labels).set(seconds(issued));
+        self.crl_end.get_or_create(&labels).set(seconds(ends));
+    }
+
+    /// An OCSP responder was asked: `good`, `revoked`, `unknown`, or a fixed word for what went wrong.
+    pub fn ocsp_answer(&self, listener: &str, outcome: &'static str) {
+        self.ocsp_answers
+            .get_or_create(&two(("listener", listener), ("outcome", outcome)))
+            .inc();
+    }
+
     /// A fetch of an issuer's key set ended; `ok`, or a fixed word for what went wrong.
     pub fn jwks_fetch(&self, issuer: &str, outcome: &'static str) {
         self.jwks_fetches
@@ -552,28 +673,96 @@ impl Metrics {
             .inc();
     }
 
-    /// How many usable keys an issuer has. The time is noted as that of its last good fetch, unless
-    /// there are none.
-    pub fn jwks_keys(&self, issuer: &str, keys: usize) {
+    /// How many usable keys an issuer has, and when they were last fetched.
+    pub fn jwks_keys(&self, issuer: &str, keys: usize, fetched_at: Option<SystemTime>) {
         let issuer = one("issuer", issuer);
         self.jwks_keys.get_or_create(&issuer).set(clamp(keys));
-        if keys > 0 {
-            self.jwks_fetched_at
-                .get_or_create(&issuer)
-                .set(seconds_now());
+        if let Some(at) = fetched_at {
+            let at = i64::try_from(clock::unix_seconds(at)).unwrap_or(i64::MAX);
+            self.jwks_fetched_at.get_or_create(&issuer).set(at);
         }
+    }
+
+    /// Something became of an issuer's keys; a fixed word.
+    pub fn jwks_event(&self, issuer: &str, event: &'static str) {
+        self.jwks_events
+            .get_or_create(&two(("issuer", issuer), ("event", event)))
+            .inc();
+    }
+
+    /// Whether an issuer's keys in force are those kept on disk, and how many are distrusted.
+    pub fn jwks_standing(&self, issuer: &str, from_disk: bool, distrusted: usize) {
+        let issuer = one("issuer", issuer);
+        self.jwks_from_disk
+            .get_or_create(&issuer)
+            .set(i64::from(from_disk));
+        self.jwks_distrusted
+            .get_or_create(&issuer)
+            .set(clamp(distrusted));
     }
 
     /// A token named an unknown key; what was done about it.
     pub fn jwks_unknown_key(&self, issuer: &str, outcome: &'static str) {
-        self.jwks_unknown_keys
-            .get_or_create(&two(("issuer", issuer), ("outcome", outcome)))
+        remembered(&ISSUERS, self.id, issuer, || self.issuer(issuer))
+            .unknown_keys
+            .inc(outcome);
+    }
+
+    /// A feed of revocations brought something; what became of it.
+    pub fn revocation_event(&self, feed: &str, outcome: &'static str) {
+        self.revocation_events
+            .get_or_create(&two(("feed", feed), ("outcome", outcome)))
             .inc();
     }
 
     /// A token was looked up among the verified ones: `hit`, `miss`, `refused`.
     pub fn token_cache(&self, issuer: &str, outcome: &'static str) {
         remembered(&ISSUERS, self.id, issuer, || self.issuer(issuer)).token_cache(outcome);
+    }
+
+    /// An entry was brought, or lifted, by a source with one of few names: `taken`, `known`, `full`,
+    /// `past`, `refused`, `lifted`.
+    pub fn revocation(&self, source: &str, outcome: &'static str) {
+        self.revocations
+            .get_or_create(&two(("source", source), ("outcome", outcome)))
+            .inc();
+    }
+
+    /// How many entries of a kind are in force.
+    pub fn revocation_entries(&self, kind: &'static str, entries: usize) {
+        self.revocation_entries
+            .get_or_create(&one("kind", kind))
+            .set(clamp(entries));
+    }
+
+    /// How many entries could still be brought, and how many wait for the disk.
+    pub fn revocation_room(&self, room: usize, unsaved: u64) {
+        self.revocation_room.set(clamp(room));
+        let unsaved = usize::try_from(unsaved).unwrap_or(usize::MAX);
+        self.revocation_unsaved.set(clamp(unsaved));
+    }
+
+    /// An edition of a signed list was looked for: `new`, `unchanged`, or a fixed word for what went
+    /// wrong.
+    pub fn revocation_list(&self, list: &str, outcome: &'static str) {
+        self.revocation_lists
+            .get_or_create(&two(("list", list), ("outcome", outcome)))
+            .inc();
+    }
+
+    /// How long ago a feed of revocations was heard, and whether that is too long.
+    pub fn revocation_feed(&self, feed: &str, age: Option<u64>, stale: bool) {
+        let feed = one("feed", feed);
+        let age = age.map_or(-1, |age| i64::try_from(age).unwrap_or(i64::MAX));
+        self.feed_age.get_or_create(&feed).set(age);
+        self.feed_stale.get_or_create(&feed).set(i64::from(stale));
+    }
+
+    /// A feed of revocations is gone.
+    pub fn revocation_feed_gone(&self, feed: &str) {
+        let feed = one("feed", feed);
+        self.feed_age.remove(&feed);
+        self.feed_stale.remove(&feed);
     }
 
     /// A request was turned away by this limit.
@@ -899,7 +1088,7 @@ mod tests {
             .policy("orders")
             .decided("deny", Some(Duration::from_micros(12)));
         metrics.jwks_fetch("dev", "timeout");
-        metrics.jwks_keys("dev", 2);
+        metrics.jwks_keys("dev", 2, Some(clock::now()));
         metrics.token_cache("dev", "hit");
         metrics.issuer("dev").token_cache("hit");
         metrics.policy("orders").looked_up(Lookup::Miss);

@@ -21,8 +21,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
 pub use files::{ContentDigest, MAX_FILE, digest_files};
-pub use positions::{Position, Positions};
+pub use positions::{Placed, Position, Positions};
 
+use crate::epoch::Epoch;
 use crate::metrics::Metrics;
 
 /// How many errors, and how many warnings, one load reports at most. All are counted.
@@ -103,6 +104,8 @@ impl fmt::Display for Problem {
 pub struct Compile {
     /// Where compiled parts count what happens to them.
     pub metrics: Arc<Metrics>,
+    /// Told by compiled parts when something changes that permissions rest on.
+    pub epoch: Arc<Epoch>,
     file: PathBuf,
     base: PathBuf,
     breadcrumb: Vec<String>,
@@ -110,7 +113,7 @@ pub struct Compile {
     errors: usize,
     warnings: usize,
     watched: BTreeMap<PathBuf, Option<ContentDigest>>,
-    positions: Arc<Positions>,
+    document: Arc<Placed>,
 }
 
 impl Compile {
@@ -122,6 +125,7 @@ impl Compile {
         };
         Self {
             metrics,
+            epoch: Arc::default(),
             file: file.to_path_buf(),
             base,
             breadcrumb: Vec::new(),
@@ -129,19 +133,24 @@ impl Compile {
             errors: 0,
             warnings: 0,
             watched: BTreeMap::new(),
-            positions: Arc::default(),
+            document: Arc::default(),
         }
+    }
+
+    /// The same context for a process that is running already.
+    pub fn with_epoch(self, epoch: Arc<Epoch>) -> Self {
+        Self { epoch, ..self }
     }
 
     /// The same context, knowing where in the file each part of the document stands: problems get
     /// their line and column from it.
-    pub fn with_positions(self, positions: Arc<Positions>) -> Self {
-        Self { positions, ..self }
+    pub fn with_positions(self, document: Arc<Placed>) -> Self {
+        Self { document, ..self }
     }
 
     /// Line and column of a part of the document, or of the nearest part around it.
     pub fn locate(&self, path: &str) -> Option<Position> {
-        self.positions.locate(path)
+        self.document.positions().locate(path)
     }
 
     /// Runs `step` one level deeper: `key` is a mapping key (`jwks_uri`) or an index (`[2]`).
@@ -184,7 +193,7 @@ impl Compile {
     /// a name that is none.
     pub fn key_problem(&mut self, message: impl Into<String>, help: impl Into<String>) {
         let path = self.place();
-        let position = self.positions.locate_key(&path);
+        let position = self.document.positions().locate_key(&path);
         self.report(Problem {
             severity: Severity::Error,
             file: self.file.clone(),
@@ -196,11 +205,21 @@ impl Compile {
         });
     }
 
+    /// Resolves a path of the document that the gateway writes itself, and is not to be watched.
+    pub fn place_of(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
+    }
+
     /// Resolves a path of the document, and has the reloader watch it from now on.
     pub fn resolve(&mut self, path: &Path) -> PathBuf {
         let resolved = self.base.join(path);
         self.watched.entry(resolved.clone()).or_default();
         resolved
+    }
+
+    /// Resolves a path of the document that its room looks after by itself.
+    pub fn unwatched(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
     }
 
     /// Reads a file named by the document; a failure is a problem at the current place. Only

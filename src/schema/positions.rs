@@ -1,6 +1,7 @@
 //! Where in the file each part of the document stands.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 /// A place in a text file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,6 +10,31 @@ pub struct Position {
     pub line: usize,
     /// In characters, from 1.
     pub column: usize,
+}
+
+/// The positions of a document, read when the first of them is asked for.
+#[derive(Debug, Default)]
+pub struct Placed {
+    text: String,
+    read: Option<fn(&str) -> Positions>,
+    positions: OnceLock<Positions>,
+}
+
+impl Placed {
+    /// The positions that `read` finds in this text.
+    pub fn new(text: String, read: fn(&str) -> Positions) -> Self {
+        Self {
+            text,
+            read: Some(read),
+            positions: OnceLock::new(),
+        }
+    }
+
+    /// The positions; none in a document that is not there.
+    pub fn positions(&self) -> &Positions {
+        let read = || self.read.map(|read| read(&self.text)).unwrap_or_default();
+        self.positions.get_or_init(read)
+    }
 }
 
 /// Document path (`routes[2].authn[0]`) to position. Filled by the parser of the file.

@@ -1,17 +1,22 @@
 //! The only file that names reqwest: bounded fetches of small documents.
 //!
-//! A fetch is a plain GET of one URL: no redirects (a redirect is how a document of one origin is
-//! swapped for another's), no cookies, no proxy from the environment, no compression (no
+//! A fetch is a plain GET (or POST) of one URL: no redirects (a redirect is how a document of one
+//! origin is swapped for another's), no cookies, no proxy from the environment, no compression (no
 //! decompression bombs), one deadline over everything, and a body that is counted while it
-//! streams. What to fetch is never taken from a request.
+//! streams. What to fetch is never taken from a request, and from
+//! a certificate only what the configuration allows.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use reqwest::Url;
-use reqwest::header::{ACCEPT, AGE, CACHE_CONTROL, CONTENT_ENCODING, EXPIRES, HeaderMap};
+use reqwest::header::{
+    ACCEPT, AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES,
+    HeaderMap, HeaderValue, IF_NONE_MATCH,
+};
+use reqwest::{RequestBuilder, Url};
 
 use crate::clock;
+use crate::schema::Secret;
 use crate::tls::client::client_config;
 
 /// Longest body of a fetched document unless the caller asks for less.
@@ -37,6 +42,19 @@ impl Target {
     /// A sentence for the operator: not a URL, not https (http is for loopback addresses), or
     /// with a part that has no place in it (user, password, fragment).
     pub fn parse(text: &str) -> Result<Self, FetchError> {
+        Self::read(text, false)
+    }
+
+    /// Reads the URL of a document that proves itself by a signature, such as a revocation list:
+    /// http is good enough for it everywhere, and common.
+    ///
+    /// # Errors
+    /// As [`Target::parse`], but for the scheme.
+    pub fn parse_signed(text: &str) -> Result<Self, FetchError> {
+        Self::read(text, true)
+    }
+
+    fn read(text: &str, signed: bool) -> Result<Self, FetchError> {
         let url = Url::parse(text).map_err(|_| FetchError::Target("it is not an absolute URL"))?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err(FetchError::Target("it carries credentials"));
@@ -55,7 +73,8 @@ impl Target {
         };
         match url.scheme() {
             "https" => Ok(Self(url)),
-            "http" if loopback => Ok(Self(url)),
+            "http" if loopback || signed => Ok(Self(url)),
+            _ if signed => Err(FetchError::Target("it is neither http nor https")),
             _ => Err(FetchError::Target(
                 "it is not https (http is for loopback addresses only)",
             )),
@@ -76,7 +95,12 @@ pub struct Document {
     /// How long the server says it stays fresh; `None` when it does not say, zero when it must
     /// not be kept.
     pub lifetime: Option<Duration>,
+    /// What to ask by whether it has changed.
+    pub etag: Option<String>,
 }
+
+/// Longest entity tag that is sent back.
+const MAX_ETAG: usize = 256;
 
 /// Why a fetch failed. Whose fault: the configuration's (`Target`, `Client`), else the server's.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +140,19 @@ impl FetchError {
             Self::Encoded => "encoded",
         }
     }
+}
+
+/// What is posted.
+#[derive(Debug)]
+pub struct Post<'p> {
+    /// The type of the body.
+    pub content_type: &'static str,
+    /// The type of the answer.
+    pub accept: &'static str,
+    /// Sent as `Authorization: Bearer …`.
+    pub bearer: Option<&'p Secret>,
+    /// The body.
+    pub body: Vec<u8>,
 }
 
 /// A client for fetches: which authorities it trusts and how much it takes.
@@ -169,17 +206,63 @@ impl Fetcher {
     /// # Errors
     /// [`FetchError`]; nothing of the answer's body is in it.
     pub async fn get(&self, target: &Target) -> Result<Document, FetchError> {
+        let request = self.client.get(target.0.clone());
+        self.read_in_time(request.header(ACCEPT, "application/json"))
+            .await
+    }
+
+    /// Posts a document and fetches the answer. Dropping the future ends it.
+    ///
+    /// # Errors
+    /// As [`Fetcher::get`].
+    pub async fn post(&self, target: &Target, post: Post<'_>) -> Result<Document, FetchError> {
+        let mut request = self
+            .client
+            .post(target.0.clone())
+            .header(ACCEPT, post.accept)
+            .header(CONTENT_TYPE, post.content_type)
+            .body(post.body);
+        if let Some(secret) = post.bearer {
+            let mut value = b"Bearer ".to_vec();
+            value.extend_from_slice(secret.expose());
+            let mut value = HeaderValue::from_maybe_shared(bytes::Bytes::from(value))
+                .map_err(|error| FetchError::Client(Box::new(error)))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        self.read_in_time(request).await
+    }
+
+    /// Fetches one document unless it is still the one with this entity tag: then there is none.
+    /// Dropping the future ends the fetch.
+    ///
+    /// # Errors
+    /// As [`Fetcher::get`].
+    pub async fn get_unless(
+        &self,
+        target: &Target,
+        etag: Option<&str>,
+    ) -> Result<Option<Document>, FetchError> {
+        let mut request = self.client.get(target.0.clone()).header(ACCEPT, "*/*");
+        if let Some(etag) = etag {
+            request = request.header(IF_NONE_MATCH, etag);
+        }
+        match self.read_in_time(request).await {
+            Ok(document) => Ok(Some(document)),
+            Err(FetchError::Status(304)) if etag.is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read_in_time(&self, request: RequestBuilder) -> Result<Document, FetchError> {
         // One deadline over everything: per-read timeouts let a server drip for ever.
-        tokio::time::timeout(self.total, self.read(target))
+        tokio::time::timeout(self.total, self.read(request))
             .await
             .unwrap_or(Err(FetchError::Timeout(self.total)))
     }
 
-    async fn read(&self, target: &Target) -> Result<Document, FetchError> {
-        let mut response = self
-            .client
-            .get(target.0.clone())
-            .header(ACCEPT, "application/json")
+    async fn read(&self, request: RequestBuilder) -> Result<Document, FetchError> {
+        let mut response = request
             .send()
             .await
             .map_err(|error| FetchError::Network(error.without_url()))?;
@@ -202,6 +285,12 @@ impl Fetcher {
             return Err(FetchError::TooLarge(self.max_body));
         }
         let lifetime = lifetime(response.headers(), clock::now());
+        let etag = response
+            .headers()
+            .get(ETAG)
+            .and_then(|etag| etag.to_str().ok())
+            .filter(|etag| etag.len() <= MAX_ETAG)
+            .map(ToOwned::to_owned);
         let mut body = Vec::with_capacity(announced);
         while let Some(chunk) = response
             .chunk()
@@ -213,7 +302,11 @@ impl Fetcher {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Document { body, lifetime })
+        Ok(Document {
+            body,
+            lifetime,
+            etag,
+        })
     }
 }
 

@@ -13,6 +13,8 @@ use tokio::net::{TcpListener, TcpStream};
 pub(crate) enum Behaviour {
     /// Answers 200 with these header lines (each ends with CR LF) and this body.
     Serve(String, String),
+    /// Reads the request, and answers so much later with this body.
+    Late(Duration, String),
     /// Answers with this status and nothing else.
     Status(u16),
     /// Redirects to another document of its own.
@@ -95,6 +97,10 @@ impl Server {
         let behaviour = self.behaviour.lock().unwrap().clone();
         match behaviour {
             Behaviour::Serve(headers, body) => send(&mut stream, &ok(&headers, &body)).await,
+            Behaviour::Late(time, body) => {
+                tokio::time::sleep(time).await;
+                send(&mut stream, &ok("", &body)).await
+            }
             Behaviour::Status(status) => {
                 send(
                     &mut stream,

@@ -196,3 +196,51 @@ async fn https_is_believed_under_the_given_authorities_only() {
     }
     assert!(Fetcher::new(&[b"no certificate".to_vec()]).is_err());
 }
+
+#[tokio::test]
+async fn a_post_brings_its_secret_and_has_the_bounds_of_a_fetch() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/poll", listener.local_addr().unwrap());
+    let seen = tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"{\"ack\":[]}") {
+            assert_ne!(stream.read_buf(&mut seen).await.unwrap(), 0);
+        }
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+        stream.write_all(answer).await.unwrap();
+        String::from_utf8(seen).unwrap()
+    });
+    let secret = Secret::new(b"a-secret".to_vec());
+    let post = |secret| Post {
+        content_type: "application/json",
+        accept: "application/json",
+        bearer: Some(secret),
+        body: b"{\"ack\":[]}".to_vec(),
+    };
+    let fetcher = Fetcher::new(&[]).unwrap();
+    let target = Target::parse(&url).unwrap();
+    let document = fetcher.post(&target, post(&secret)).await.unwrap();
+    assert_eq!(document.body, b"{}");
+    let seen = seen.await.unwrap().to_ascii_lowercase();
+    assert!(seen.starts_with("post /poll http/1.1\r\n"), "{seen}");
+    assert!(
+        seen.contains("authorization: bearer a-secret\r\n"),
+        "{seen}"
+    );
+    assert!(
+        seen.contains("content-type: application/json\r\n"),
+        "{seen}"
+    );
+
+    let server = Server::start(Behaviour::Late(Duration::from_secs(60), String::new())).await;
+    let fetcher = fetcher.with_bounds(Duration::from_millis(200), 1_000);
+    let target = Target::parse(&server.url("/")).unwrap();
+    let error = fetcher.post(&target, post(&secret)).await.unwrap_err();
+    assert_eq!(error.code(), "timeout");
+    assert!(!format!("{error:?}").contains("a-secret"));
+    let broken = Secret::new(b"a\nb".to_vec());
+    let error = fetcher.post(&target, post(&broken)).await.unwrap_err();
+    assert_eq!(error.code(), "config");
+}

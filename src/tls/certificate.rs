@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use x509_parser::asn1_rs::Tag;
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::OID_X509_EXT_SUBJECT_ALT_NAME;
-use x509_parser::prelude::X509Certificate;
+use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
 use x509_parser::x509::{AttributeTypeAndValue, X509Name};
 
@@ -184,6 +184,15 @@ fn is_spiffe_id(text: &str) -> bool {
             b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_')
         })
         && path.split('/').all(segment)
+}
+
+/// The text of a name without its outer tag, as the names of trusted authorities are kept.
+pub(super) fn name_text(content: &[u8]) -> String {
+    let whole = super::der::wrap(super::der::SEQUENCE, &[content]);
+    match X509Name::from_der(&whole) {
+        Ok(([], name)) => distinguished_name(&name),
+        _ => String::new(),
+    }
 }
 
 /// RFC 4514 section 2: the most specific part first.

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::client::WebPkiServerVerifier;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::sign::CertifiedKey;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
+use webpki::OwnedCertRevocationList;
 
 use super::{TlsError, pem, provider};
 use crate::schema::Compile;
@@ -39,6 +41,10 @@ pub struct ClientTlsConfig {
     /// the public web.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub authorities: Vec<PathBuf>,
+    /// PEM files of revocation lists. When there are any, every authority in a server's chain needs one
+    /// that has not expired and bears its signature; they are asked when a connection is made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub revocation_lists: Vec<PathBuf>,
     /// The name that the server's certificate must bear, when it is not the one that is dialled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<String>,
@@ -71,6 +77,7 @@ impl ClientTlsConfig {
                 });
             });
         }
+        let lists = self.lists(cx);
         if let Some(name) = &self.server_name
             && ServerName::try_from(name.as_str()).is_err()
         {
@@ -85,13 +92,37 @@ impl ClientTlsConfig {
         if cx.errors() > before {
             return None;
         }
-        match build(&files, identity, alpn) {
+        match build(&files, lists, identity, alpn) {
             Ok(config) => Some(Arc::new(config)),
             Err(error) => {
                 cx.problem(format!("TLS cannot be set up: {error}"));
                 None
             }
         }
+    }
+
+    fn lists(&self, cx: &mut Compile) -> Lists {
+        let mut lists = Vec::new();
+        for (index, path) in self.revocation_lists.iter().enumerate() {
+            cx.at(format!("revocation_lists[{index}]"), |cx| {
+                let Some(file) = cx.read(path) else { return };
+                let found = pem::revocation_lists(&file).and_then(|found| {
+                    // Whatever the library would stumble over later is told at its place.
+                    let read = found
+                        .iter()
+                        .all(|list| OwnedCertRevocationList::from_der(list).is_ok());
+                    read.then_some(found).ok_or(TlsError::RevocationList)
+                });
+                match found {
+                    Ok(found) => lists.extend(found),
+                    Err(error) => cx.problem_help(
+                        format!("{}: {error}", path.display()),
+                        "name a PEM file (`X509 CRL`) with revocation lists",
+                    ),
+                }
+            });
+        }
+        lists
     }
 
     fn identity(&self, cx: &mut Compile) -> Option<Identity> {
@@ -132,6 +163,8 @@ impl ClientTlsConfig {
     }
 }
 
+type Lists = Vec<CertificateRevocationListDer<'static>>;
+
 /// What we present: a chain and its key.
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
@@ -141,11 +174,12 @@ type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 /// # Errors
 /// [`TlsError`] when a text holds no usable certificate.
 pub fn client_config(authorities: &[Vec<u8>]) -> Result<ClientConfig, TlsError> {
-    build(authorities, None, &[])
+    build(authorities, Vec::new(), None, &[])
 }
 
 fn build(
     authorities: &[Vec<u8>],
+    lists: Lists,
     identity: Option<Identity>,
     alpn: &[&[u8]],
 ) -> Result<ClientConfig, TlsError> {
@@ -156,9 +190,17 @@ fn build(
     } else {
         pem::authorities(authorities)?
     };
-    let builder = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots);
+    let builder =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+    let builder = if lists.is_empty() {
+        builder.with_root_certificates(roots)
+    } else {
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+            .with_crls(lists)
+            .enforce_revocation_expiration()
+            .build()?;
+        builder.with_webpki_verifier(verifier)
+    };
     let mut config = match identity {
         Some((chain, key)) => builder.with_client_auth_cert(chain, key)?,
         None => builder.with_no_client_auth(),
@@ -202,6 +244,7 @@ mod tests {
         ];
         let good = ClientTlsConfig {
             authorities: vec!["ca.pem".into()],
+            revocation_lists: Vec::new(),
             server_name: Some("upstream.test".to_owned()),
             certificate: Some("chain.pem".into()),
             key: Some("key.pem".into()),
@@ -214,13 +257,20 @@ mod tests {
         assert!(problems(&good).is_empty());
         let mut bad = good.clone();
         bad.authorities = vec!["empty.pem".into(), "missing.pem".into()];
+        bad.revocation_lists = vec!["ca.pem".into()];
         bad.server_name = Some("https://x".to_owned());
         bad.key = Some("other.pem".into());
         let found = problems(&bad);
         let places: Vec<_> = found.iter().map(|p| p.path.as_str()).collect();
         assert_eq!(
             places,
-            ["authorities[0]", "authorities[1]", "server_name", "key"]
+            [
+                "authorities[0]",
+                "authorities[1]",
+                "revocation_lists[0]",
+                "server_name",
+                "key"
+            ]
         );
         let mut half = good;
         half.key = None;

@@ -10,8 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::PeerCertificate;
 use super::server::ServerTls;
+use super::{PeerCertificate, Standing};
 use crate::clock;
 
 /// A finished handshake.
@@ -26,6 +26,8 @@ pub struct Session<S> {
     pub server_name: Option<Arc<str>>,
     /// The client certificate, verified against the listener's authorities.
     pub peer_certificate: Option<Arc<PeerCertificate>>,
+    /// The standing of that certificate.
+    pub standing: Option<Arc<Standing>>,
     /// Whether the client chose HTTP/2 by ALPN.
     pub http2: bool,
     /// Whether an earlier session was resumed.
@@ -102,6 +104,14 @@ impl HandshakeFault {
                 _ => Self::Other,
             };
         };
+        Self::of_library(error)
+    }
+
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the library may add variants; they are counted as what is left over"
+    )]
+    fn of_library(error: &Error) -> Self {
         match error {
             Error::NoCertificatesPresented => Self::NoCertificate,
             Error::InvalidCertificate(error) => match error {
@@ -157,12 +167,18 @@ impl ServerTls {
             .map(PeerCertificate::from_verified)
             .transpose()
             .map_err(|_| HandshakeFault::BadCertificate)?;
-        // A resumed session brings the certificate of the first one, which was verified back then.
-        if let Some(peer) = &peer_certificate
-            && peer.not_after < clock::now()
-        {
-            return Err(HandshakeFault::ExpiredCertificate);
-        }
+        // A resumed session brings the certificates of the first one, which were verified back then:
+        // they are judged by what is in force now. After a full handshake this is a look-up.
+        let standing = match (session.peer_certificates(), &self.clients) {
+            (Some(certificates), Some(trust)) => {
+                let chain = trust
+                    .chain(certificates, clock::now())
+                    .map_err(|error| HandshakeFault::of_library(&error))?;
+                Some(Arc::new(Standing::new(chain, Arc::clone(trust))))
+            }
+            (Some(_), None) => return Err(HandshakeFault::UnknownAuthority),
+            (None, _) => None,
+        };
         let version = match session.protocol_version() {
             Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
@@ -174,6 +190,7 @@ impl ServerTls {
                 .server_name()
                 .map(|name| name.to_ascii_lowercase().into()),
             peer_certificate: peer_certificate.map(Arc::new),
+            standing,
             http2: session.alpn_protocol() == Some(b"h2"),
             resumed: session.handshake_kind() == Some(HandshakeKind::Resumed),
             stream: Box::new(stream),

@@ -22,20 +22,26 @@
 //!
 //! # Revocation
 //!
-//! With `revocation_lists`, every certificate of a chain but the root needs a valid list of the
-//! authority that signed it; so an intermediate without a list makes every chain through it fail,
-//! and a list of the root alone is not enough. A list that is missing, past its `nextUpdate`,
-//! or not signed by its authority refuses (`revocation_unknown`); a file that cannot be read or
-//! parsed does not load, and on a reload what was in force stays. Files are watched: a new list
-//! takes effect within seconds, ends no open connection, and is asked for by every handshake after
-//! it, since sessions begun under the old lists cannot be resumed.
+//! With `revocation_lists` or `distribution_points`, every certificate of a chain but the root needs
+//! a valid list of the authority that signed it; so an intermediate without a list makes every chain
+//! through it fail, and a list of the root alone is not enough. A list that is missing, past its
+//! `nextUpdate`, or not signed by its authority refuses (`revocation_unknown`), unless
+//! `unknown_status` says otherwise; a file that cannot be read or parsed does not load, and on a
+//! reload what was in force stays. With `ocsp` the client's own certificate may do without a list.
+//! Delta lists, indirect lists and lists for some reasons only are refused.
+//!
+//! What is in force counts for new handshakes, for sessions that are resumed, and for connections
+//! that are already open: see [`clients`].
 
 mod certificate;
 pub mod client;
+pub mod clients;
+mod der;
 mod handshake;
 mod pem;
 mod resolver;
 pub mod server;
+mod signed;
 #[cfg(test)]
 pub(crate) mod testing;
 
@@ -44,6 +50,7 @@ use std::sync::{Arc, LazyLock};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
 pub use certificate::{PeerCertificate, Sans};
+pub use clients::{Believer, ClientTrust, Lapse, Standing};
 pub use handshake::{HandshakeFault, Session};
 
 /// Why certificates or keys cannot be used. Never holds what was in a file.
@@ -64,9 +71,12 @@ pub enum TlsError {
     /// A certificate that cannot be parsed, or a part of it that we would have to rely on.
     #[error("certificate {0} cannot be parsed")]
     Certificate(usize),
-    /// A revocation list that cannot be parsed.
-    #[error("revocation list {0} cannot be parsed")]
-    RevocationList(usize),
+    /// A revocation list that cannot be read, or of a kind that is not supported.
+    #[error("a revocation list cannot be read, or is of a kind that is not supported")]
+    RevocationList,
+    /// What the TLS library says about the verifier of servers' certificates.
+    #[error(transparent)]
+    Verifier(#[from] rustls::client::VerifierBuilderError),
     /// The private key is of another pair.
     #[error("the private key does not belong to the certificate")]
     KeyMismatch,
@@ -76,9 +86,6 @@ pub enum TlsError {
     /// What the TLS library says; it names no secrets.
     #[error(transparent)]
     Library(#[from] rustls::Error),
-    /// What the TLS library says about the verifier of client certificates.
-    #[error(transparent)]
-    Verifier(#[from] rustls::server::VerifierBuilderError),
 }
 
 /// The least size of an RSA key that we present or trust (NIST SP 800-57: 112 bits of security).

@@ -3,7 +3,7 @@
 use rustls::RootCertStore;
 use rustls::pki_types::pem::{Error, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::public_key::PublicKey;
 
 use super::{MINIMUM_RSA_BITS, TlsError};
@@ -38,30 +38,17 @@ pub(super) fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError
     })
 }
 
-/// A revocation list, and when it stops being believed.
-pub(super) struct RevocationList {
-    pub(super) der: CertificateRevocationListDer<'static>,
-    /// Seconds since 1970; `None` when the list does not say, which RFC 5280 does not allow.
-    pub(super) next_update: Option<i64>,
-}
-
-/// The revocation lists of a PEM file; at least one, each parsed. Their signatures are checked when
-/// a chain needs them, for only the chain brings the key of an intermediate.
-pub(super) fn revocation_lists(pem: &[u8]) -> Result<Vec<RevocationList>, TlsError> {
+/// The revocation lists of a PEM file; at least one.
+pub(super) fn revocation_lists(
+    pem: &[u8],
+) -> Result<Vec<CertificateRevocationListDer<'static>>, TlsError> {
     let lists = CertificateRevocationListDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|_| TlsError::Pem)?;
     if lists.is_empty() {
         return Err(TlsError::NoRevocationList);
     }
-    let parsed = |(index, der): (usize, CertificateRevocationListDer<'static>)| {
-        let next_update = match CertificateRevocationList::from_der(der.as_ref()) {
-            Ok(([], list)) => list.next_update().map(|time| time.timestamp()),
-            _ => return Err(TlsError::RevocationList(index + 1)),
-        };
-        Ok(RevocationList { der, next_update })
-    };
-    lists.into_iter().enumerate().map(parsed).collect()
+    Ok(lists)
 }
 
 /// A set of authorities from PEM files. Every certificate of every file must be usable: dropping
@@ -81,7 +68,12 @@ pub(super) fn authorities(files: &[Vec<u8>]) -> Result<RootCertStore, TlsError> 
 
 /// Parses one certificate; trailing bytes are an error.
 pub(super) fn parse<'d>(der: &'d CertificateDer<'_>) -> Option<X509Certificate<'d>> {
-    match X509Certificate::from_der(der.as_ref()) {
+    parse_der(der.as_ref())
+}
+
+/// The same of its bytes.
+pub(super) fn parse_der(der: &[u8]) -> Option<X509Certificate<'_>> {
+    match X509Certificate::from_der(der) {
         Ok(([], certificate)) => Some(certificate),
         _ => None,
     }

@@ -8,19 +8,23 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{Context, SHA256};
 use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::CertificateDer;
-use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
-use rustls::{RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{ServerConfig, SupportedProtocolVersion};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::clients::ClientTrust;
 use super::resolver::Certificates;
 use super::{TlsError, pem, provider};
 use crate::clock;
 use crate::schema::Compile;
+
+pub use super::clients::{
+    ClientCertificateMode, ClientCertificatesConfig, DistributionPointsConfig, OcspConfig,
+    OcspMode, UnknownStatus,
+};
 
 /// TLS on a listener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -48,36 +52,6 @@ pub struct CertificateConfig {
     pub key: PathBuf,
 }
 
-/// Certificates of clients.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClientCertificatesConfig {
-    /// `none` does not ask for one. `optional` asks; who presents one that does not verify is
-    /// turned away, not treated as anonymous. `required` turns away who presents none.
-    pub mode: ClientCertificateMode,
-    /// PEM files of the authorities whose certificates are believed. Never the system's.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub authorities: Vec<PathBuf>,
-    /// PEM files of revocation lists. When there are any, every authority in a chain, the
-    /// intermediate ones too, needs a list that has not expired and bears its signature: an unknown
-    /// status is a refusal. The files are watched; a file that cannot be read does not load.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub revocation_lists: Vec<PathBuf>,
-}
-
-/// Whether clients present certificates.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ClientCertificateMode {
-    /// They are not asked.
-    #[default]
-    None,
-    /// They may.
-    Optional,
-    /// They must.
-    Required,
-}
-
 /// The lowest protocol version of TLS.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum MinimumVersion {
@@ -94,9 +68,18 @@ pub enum MinimumVersion {
 /// keys of its tickets are its own, so a changed set of authorities accepts no older ticket.
 pub struct ServerTls {
     pub(super) config: Arc<ServerConfig>,
+    /// Whom it believes among clients; `None` when they are not asked.
+    pub(super) clients: Option<Arc<ClientTrust>>,
     source: ServerTlsConfig,
     /// Over the contents of every file, to tell whether anything changed.
     digest: [u8; 32],
+}
+
+impl ServerTls {
+    /// Whom it believes among clients; `None` when they are not asked for certificates.
+    pub fn clients(&self) -> Option<&Arc<ClientTrust>> {
+        self.clients.as_ref()
+    }
 }
 
 impl fmt::Debug for ServerTls {
@@ -121,7 +104,8 @@ impl ServerTlsConfig {
         let mut files = Files(Context::new(&SHA256));
         let certificates = cx.at("certificates", |cx| self.certificates(&mut files, cx));
         let clients = cx.at("client_certificates", |cx| {
-            self.client_certificates.compile(&mut files, cx)
+            let previous = previous.and_then(|previous| previous.clients.as_ref());
+            self.client_certificates.compile(previous, &mut files, cx)
         });
         if cx.errors() > before {
             return None;
@@ -133,9 +117,10 @@ impl ServerTlsConfig {
         {
             return Some(Arc::clone(previous));
         }
-        match self.build(certificates, clients) {
+        match self.build(certificates, clients.clone()) {
             Ok(config) => Some(Arc::new(ServerTls {
                 config: Arc::new(config),
+                clients,
                 source: self,
                 digest,
             })),
@@ -174,7 +159,7 @@ impl ServerTlsConfig {
     fn build(
         &self,
         certificates: Certificates,
-        clients: Option<Arc<dyn ClientCertVerifier>>,
+        clients: Option<Arc<ClientTrust>>,
     ) -> Result<ServerConfig, TlsError> {
         let versions: &[&SupportedProtocolVersion] = match self.minimum_version {
             MinimumVersion::Tls12 => &[&TLS13, &TLS12],
@@ -281,103 +266,11 @@ fn inspect(path: &Path, chain: &[CertificateDer<'static>], cx: &mut Compile) -> 
         .unwrap_or_default()
 }
 
-impl ClientCertificatesConfig {
-    fn compile(&self, files: &mut Files, cx: &mut Compile) -> Option<Arc<dyn ClientCertVerifier>> {
-        if self.mode == ClientCertificateMode::None {
-            if !(self.authorities.is_empty() && self.revocation_lists.is_empty()) {
-                cx.problem_help(
-                    "authorities are named, but clients are not asked for certificates",
-                    "set `mode` to `optional` or `required`",
-                );
-            }
-            return None;
-        }
-        let mut roots = RootCertStore::empty();
-        if self.authorities.is_empty() {
-            cx.problem_help(
-                "client certificates need authorities to believe",
-                "name PEM files under `authorities`; the system's authorities are never used",
-            );
-        }
-        for (index, path) in self.authorities.iter().enumerate() {
-            cx.at("authorities", |cx| {
-                cx.at(format!("[{index}]"), |cx| {
-                    let Some(text) = files.read(path, cx) else {
-                        return;
-                    };
-                    match pem::authorities(&[text.to_vec()]) {
-                        Ok(found) => roots.roots.extend(found.roots),
-                        Err(error) => cx.problem_help(
-                            format!("{}: {error}", path.display()),
-                            "name a PEM file with certificates of authorities",
-                        ),
-                    }
-                });
-            });
-        }
-        let mut lists = Vec::new();
-        for (index, path) in self.revocation_lists.iter().enumerate() {
-            cx.at("revocation_lists", |cx| {
-                cx.at(format!("[{index}]"), |cx| {
-                    let Some(text) = files.read(path, cx) else {
-                        return;
-                    };
-                    match pem::revocation_lists(&text) {
-                        Ok(found) => {
-                            warn_of_expiry(path, &found, cx);
-                            lists.extend(found.into_iter().map(|list| list.der));
-                        }
-                        Err(error) => cx.problem_help(
-                            format!("{}: {error}", path.display()),
-                            "name a PEM file (`X509 CRL`) with revocation lists",
-                        ),
-                    }
-                });
-            });
-        }
-        if roots.is_empty() {
-            return None;
-        }
-        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-            .with_crls(lists)
-            .enforce_revocation_expiration();
-        let builder = match self.mode {
-            ClientCertificateMode::Optional => builder.allow_unauthenticated(),
-            ClientCertificateMode::Required | ClientCertificateMode::None => builder,
-        };
-        match builder.build() {
-            Ok(verifier) => Some(verifier),
-            Err(error) => {
-                cx.problem(format!("client certificates cannot be verified: {error}"));
-                None
-            }
-        }
-    }
-}
-
-/// Warns of lists that refuse everybody. It is no problem: a gateway that does not start, or does
-/// not take up anything else, protects no better than one that refuses these clients.
-fn warn_of_expiry(path: &Path, lists: &[pem::RevocationList], cx: &mut Compile) {
-    let now = i64::try_from(clock::unix_seconds(clock::now())).unwrap_or(i64::MAX);
-    for (index, list) in lists.iter().enumerate() {
-        if list.next_update.is_none_or(|end| end < now) {
-            cx.warning(
-                format!(
-                    "{}: revocation list {} has expired",
-                    path.display(),
-                    index + 1
-                ),
-                "every certificate of its authority is refused until there is a newer one",
-            );
-        }
-    }
-}
-
 /// Reads files and remembers what was in them by a digest.
-struct Files(Context);
+pub(super) struct Files(Context);
 
 impl Files {
-    fn read(&mut self, path: &Path, cx: &mut Compile) -> Option<Zeroizing<Vec<u8>>> {
+    pub(super) fn read(&mut self, path: &Path, cx: &mut Compile) -> Option<Zeroizing<Vec<u8>>> {
         let text = Zeroizing::new(cx.read(path)?);
         // With its length, so that moving bytes from one file into the next is a change.
         self.0.update(&text.len().to_be_bytes());

@@ -27,7 +27,7 @@ fn config(mode: ClientCertificateMode) -> ServerTlsConfig {
         client_certificates: ClientCertificatesConfig {
             mode,
             authorities,
-            revocation_lists: vec![],
+            ..ClientCertificatesConfig::default()
         },
         minimum_version: MinimumVersion::Tls12,
     }

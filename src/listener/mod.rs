@@ -1,4 +1,7 @@
-//! What one listening socket offers: address, TLS, bounds on connections.
+//! What one listening socket offers: address, TLS, bounds on connections; and what is fetched to know
+//! whether its clients' certificates still stand.
+
+mod revocation;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -8,8 +11,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::schema::{Compile, Size, Span};
+use crate::metrics::Metrics;
+use crate::schema::{Compile, Named, Size, Span};
 use crate::tls::server::{ServerTls, ServerTlsConfig};
+use crate::tls::{Believer, ClientTrust};
+
+use self::revocation::Sources;
 
 /// The `listeners` section's blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -145,6 +152,12 @@ impl ListenerConfig {
             }
             None => None,
         };
+        let sources = self.tls.as_ref().map(|section| {
+            let clients = &section.client_certificates;
+            cx.at("tls", |cx| {
+                cx.at("client_certificates", |cx| Sources::compile(clients, cx))
+            })
+        });
         if cx.errors() > before {
             return None;
         }
@@ -162,6 +175,8 @@ impl ListenerConfig {
             bounds: self.bounds,
             // A reload must not be a way to open more connections than are allowed.
             counters: previous.map_or_else(Arc::default, |p| Arc::clone(&p.counters)),
+            sources: sources.unwrap_or_default(),
+            metrics: Arc::clone(&cx.metrics),
             source: self,
         }))
     }
@@ -255,7 +270,28 @@ pub struct Listener {
     pub bounds: Bounds,
     /// How much they have taken; shared by all workers and by later versions of the listener.
     pub counters: Arc<Counters>,
+    sources: Sources,
+    metrics: Arc<Metrics>,
     source: ListenerConfig,
+}
+
+/// Who believes the certificate of a connection now, among the listeners that are in force.
+///
+/// `name` and `local` are those of the connection.
+pub fn believer(listeners: &Named<Arc<Listener>>, name: &str, local: SocketAddr) -> Believer {
+    let listener = listeners.get(name).or_else(|| {
+        // Renamed: the socket and its connections stay.
+        listeners
+            .values()
+            .find(|listener| listener.address == local)
+    });
+    match listener {
+        None => Believer::Gone,
+        Some(listener) => match listener.clients() {
+            Some(trust) => Believer::Trust(Arc::clone(trust)),
+            None => Believer::Nobody,
+        },
+    }
 }
 
 /// The open connections of a listener.
@@ -326,6 +362,19 @@ impl Listener {
         }
     }
 
+    /// Starts what runs beside requests on the control thread. Safe to call again.
+    pub fn activate(&self, control: &tokio::runtime::Handle) {
+        if let Some(trust) = self.clients() {
+            self.sources
+                .begin(&self.name, trust, &self.metrics, control);
+        }
+    }
+
+    /// Whom it believes among clients; `None` when they are not asked for certificates.
+    pub fn clients(&self) -> Option<&Arc<ClientTrust>> {
+        self.tls.as_ref()?.clients()
+    }
+
     /// How many connections are open.
     pub fn open(&self) -> u32 {
         self.counters.open.load(Ordering::Relaxed)
@@ -382,6 +431,104 @@ mod tests {
         assert!(
             serde_yaml::from_str::<ListenerConfig>("{ address: 127.0.0.1:0, tsl: {} }").is_err()
         );
+    }
+
+    #[test]
+    fn mistakes_about_revocation_are_problems_at_their_place() {
+        let authority = Authority::new("ca");
+        let (chain, key) = authority.server(&["a.test"]);
+        let files = [
+            ("a.pem", chain),
+            ("a.key", key),
+            ("ca.pem", authority.pem()),
+        ];
+        let problems = |section: &str| -> Vec<String> {
+            let yaml = format!(
+                "{{ address: 127.0.0.1:0, tls: {{ certificates: [{{ chain: a.pem, key: a.key }}],
+                   client_certificates: {{ mode: required, authorities: [ca.pem], {section} }} }} }}"
+            );
+            let (made, problems) = compile(&files, |cx| parse(&yaml).compile("public", None, cx));
+            assert_eq!(made.is_none(), !problems.is_empty(), "{section}");
+            let at = |path: String| path.replace("tls.client_certificates.", "");
+            problems.into_iter().map(|p| at(p.path)).collect()
+        };
+        let points = |more: &str| problems(&format!("distribution_points: {{ {more} }}"));
+        let ocsp = |more: &str| problems(&format!("ocsp: {{ mode: prefer, {more} }}"));
+        assert!(points("urls: [http://pki.test/a.crl]").is_empty());
+        assert!(ocsp("responder: http://ocsp.test/").is_empty());
+        assert!(problems("ocsp: { mode: off }").is_empty());
+        let found = [
+            points(""),
+            points("urls: [ldap://pki.test/]"),
+            points("urls: ['http://a:b@pki.test/']"),
+            points("from_certificates: [http://pki.test]"),
+            points("from_certificates: ['http://pki.test/%2e%2e/']"),
+            points("urls: [http://pki.test/], refresh: 10ms"),
+            points("urls: [http://pki.test/], max_size: 65MiB"),
+            points("urls: [http://pki.test/], timeout: 0s"),
+            points("urls: [http://pki.test/], wait: 31s"),
+            points("urls: [http://pki.test/], store: nowhere"),
+            points("urls: [http://pki.test/], authorities: [a.key]"),
+            ocsp(""),
+            ocsp("responder: ocsp.test"),
+            ocsp("responder: http://ocsp.test/, timeout: 31s"),
+            ocsp("responder: http://ocsp.test/, minimum: 2h"),
+            ocsp("responder: http://ocsp.test/, maximum: 5s"),
+            ocsp("responder: http://ocsp.test/, leeway: 2h"),
+            ocsp("responder: http://ocsp.test/, max_answers: 0"),
+        ];
+        let found: Vec<Option<&str>> = found.iter().map(|p| p.first().map(|p| &**p)).collect();
+        let expected = [
+            "distribution_points",
+            "distribution_points.urls[0]",
+            "distribution_points.urls[0]",
+            "distribution_points.from_certificates[0]",
+            "distribution_points.from_certificates[0]",
+            "distribution_points.refresh",
+            "distribution_points.max_size",
+            "distribution_points.timeout",
+            "distribution_points.wait",
+            "distribution_points.store",
+            "distribution_points.authorities[0]",
+            "ocsp",
+            "ocsp.responder",
+            "ocsp.timeout",
+            "ocsp.minimum",
+            "ocsp.minimum",
+            "ocsp.leeway",
+            "ocsp.max_answers",
+        ];
+        assert_eq!(found, expected.map(Some));
+    }
+
+    #[test]
+    fn the_believer_of_a_connection_is_its_listener_as_it_is_now() {
+        let authority = Authority::new("ca");
+        let (chain, key) = authority.server(&["a.test"]);
+        let files = [
+            ("a.pem", chain),
+            ("a.key", key),
+            ("ca.pem", authority.pem()),
+        ];
+        let listener = |name: &str, clients: &str| {
+            let yaml = format!(
+                "{{ address: 127.0.0.1:4433, tls: {{ certificates: [{{ chain: a.pem, key: a.key }}],
+                   client_certificates: {{ {clients} }} }} }}"
+            );
+            let (made, _) = compile(&files, |cx| parse(&yaml).compile(name, None, cx));
+            Named::from([(name.to_owned(), made.unwrap())])
+        };
+        let local = "127.0.0.1:4433".parse().unwrap();
+        let asks = "mode: optional, authorities: [ca.pem]";
+        let same = believer(&listener("public", asks), "public", local);
+        assert!(matches!(same, Believer::Trust(_)));
+        let renamed = believer(&listener("edge", asks), "public", local);
+        assert!(matches!(renamed, Believer::Trust(_)));
+        let open = believer(&listener("public", "mode: none"), "public", local);
+        assert!(matches!(open, Believer::Nobody));
+        let elsewhere = "127.0.0.1:4434".parse().unwrap();
+        let gone = believer(&listener("edge", asks), "public", elsewhere);
+        assert!(matches!(gone, Believer::Gone));
     }
 
     #[test]

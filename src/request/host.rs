@@ -1,7 +1,8 @@
 //! The host of a request: RFC 3986 section 3.2.2, without user information.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use super::Malformed;
 
@@ -9,7 +10,7 @@ use super::Malformed;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Host {
     /// The name and, where there is one, a colon and the port in its shortest form.
-    text: Box<str>,
+    text: Arc<str>,
     /// How much of `text` is the name.
     name: usize,
     port: Option<u16>,
@@ -58,8 +59,8 @@ impl Host {
         };
         let length = name.len();
         if let Some(port) = port {
-            // Writing to a string cannot fail.
-            let _ = write!(name, ":{port}");
+            name.push(':');
+            name.push_str(itoa::Buffer::new().format(port));
         }
         Ok(Self {
             text: name.into(),
@@ -97,7 +98,10 @@ mod tests {
     #[test]
     fn hosts_are_read_in_one_way() {
         let ok = |text: &str, shown: &str| {
-            assert_eq!(Host::parse(text).unwrap().to_string(), shown, "{text}");
+            let host = Host::parse(text).unwrap();
+            assert_eq!(host.to_string(), shown, "{text}");
+            // Else a connection's known host could be taken for another one's text.
+            assert_eq!(Host::parse(host.as_str()), Ok(host), "{text}");
         };
         ok("API.Example.com", "api.example.com");
         ok("example.com.", "example.com");

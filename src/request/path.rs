@@ -130,15 +130,36 @@ impl CanonicalPath {
 /// parameters, no segment that is empty or begins with a dot. Most paths are, and this is several
 /// times cheaper than to normalise them; `false` says nothing.
 fn is_canonical(raw: &[u8]) -> bool {
-    let mut slash = false;
     let mut simple = true;
+    let mut slash = 0;
     for &byte in raw {
-        simple &= unreserved(byte) | (byte == b'/') & !slash;
-        simple &= !(slash & (byte == b'.'));
-        slash = byte == b'/';
+        let kind = KINDS.get(usize::from(byte)).copied().unwrap_or_default();
+        // Behind a slash there must be more than another slash, or a dot.
+        simple &= kind > slash;
+        slash = kind & SLASH;
     }
     simple
 }
+
+/// What may stand in a simple path; see [`is_canonical`].
+const SLASH: u8 = 2;
+#[expect(clippy::indexing_slicing, reason = "at compile time, below 256")]
+const KINDS: [u8; 256] = {
+    let mut kinds = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[expect(clippy::as_conversions, reason = "a constant below 256")]
+        let kind = match byte as u8 {
+            b'/' => SLASH,
+            b'.' => 1,
+            b if unreserved(b) => 4,
+            _ => 0,
+        };
+        kinds[byte] = kind;
+        byte += 1;
+    }
+    kinds
+};
 
 /// Decodes a segment of a canonical path; the path was checked to decode to UTF-8.
 pub(super) fn decode(segment: &str) -> String {
@@ -172,7 +193,7 @@ fn hex(digit: u8) -> Option<u8> {
     }
 }
 
-fn unreserved(byte: u8) -> bool {
+const fn unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use http::{HeaderMap, HeaderName};
 
-use crate::request::hex;
+use crate::request::{hex, scan};
 
 /// Longest `tracestate` that is handed on (W3C Trace Context section 3.3.1.1).
 const MAX_STATE: usize = 512;
@@ -190,11 +190,10 @@ fn parse(value: &[u8]) -> Option<(TraceId, SpanId, u8)> {
 }
 
 fn is_hex(digits: &[u8]) -> bool {
-    // Without leaving early, so that many digits are looked at in one step.
-    digits.iter().fold(true, |hex, b| {
-        hex & (b.wrapping_sub(b'0') < 10 || b.wrapping_sub(b'a') < 6)
-    })
+    const DIGITS: [(u8, u8); 2] = [(b'0', b'9'), (b'a', b'f')];
+    !scan::any_word(digits, |word| scan::outside(word, DIGITS))
 }
+
 /// All `tracestate` fields as one, if that is printable ASCII and not too long.
 fn state(headers: &HeaderMap) -> Option<String> {
     let mut joined = String::new();

@@ -1,0 +1,155 @@
+//! Looking at many bytes at once.
+//!
+//! Every head is scanned several times over. Where a text is long, a loop without branches over its
+//! bytes becomes vector instructions; its last bytes, and short texts, are looked at as words of
+//! eight, for a loop over single bytes would cost more than all the rest.
+
+const ONES: u64 = 0x0101_0101_0101_0101;
+const TOPS: u64 = 0x8080_8080_8080_8080;
+/// So many bytes are a step of the loop over bytes.
+const STEP: usize = 32;
+
+/// Bytes that do not belong into a text.
+#[derive(Debug, Clone, Copy)]
+pub struct Odd {
+    /// Everything below this, which is 0x80 at most.
+    pub below: u8,
+    /// Everything from here on, which is 0x80 at most.
+    pub from: Option<u8>,
+    /// And these.
+    pub also: [u8; 2],
+}
+
+impl Odd {
+    /// Whether any of the bytes is odd.
+    #[inline(always)]
+    pub fn any(self, bytes: &[u8]) -> bool {
+        let steps = bytes.len() - bytes.len() % STEP;
+        let (long, rest) = bytes.split_at_checked(steps).unwrap_or_default();
+        if long
+            .iter()
+            .fold(false, |found, &byte| found | self.byte(byte))
+        {
+            return true;
+        }
+        match bytes.last_chunk::<8>() {
+            // Some of these were looked at already.
+            Some(last) if rest.len() < 8 => self.word(u64::from_le_bytes(*last)) != 0,
+            _ => any_word(rest, |word| self.word(word)),
+        }
+    }
+
+    #[inline(always)]
+    fn byte(self, byte: u8) -> bool {
+        let [a, b] = self.also;
+        (byte < self.below) | self.from.is_some_and(|from| byte >= from) | (byte == a) | (byte == b)
+    }
+
+    /// Top bits: none if there is no odd byte.
+    #[inline(always)]
+    fn word(self, word: u64) -> u64 {
+        let [a, b] = self.also;
+        let high = self.from.map_or(0, |from| at_least(word, from));
+        (below(word, self.below) | high | equal(word, a) | equal(word, b)) & TOPS
+    }
+}
+
+/// Whether `odd` is anything but zero for any eight bytes of a text; a shorter one is filled up with its
+/// first byte.
+#[inline(always)]
+pub fn any_word(bytes: &[u8], odd: impl Fn(u64) -> u64) -> bool {
+    if let Some(last) = bytes.last_chunk::<8>() {
+        // The last word may overlap the one before it.
+        let (words, _) = bytes.as_chunks::<8>();
+        let mut found = odd(u64::from_le_bytes(*last));
+        for word in words {
+            found |= odd(u64::from_le_bytes(*word));
+        }
+        return found != 0;
+    }
+    let Some(&first) = bytes.first() else {
+        return false;
+    };
+    let mut filled = [first; 8];
+    for (place, byte) in filled.iter_mut().zip(bytes) {
+        *place = *byte;
+    }
+    odd(u64::from_le_bytes(filled)) != 0
+}
+
+/// The top bits of the bytes that are in none of these ranges of ASCII, first and last.
+#[inline(always)]
+pub fn outside<const N: usize>(word: u64, ranges: [(u8, u8); N]) -> u64 {
+    // With the top bits cleared no byte carries into the next.
+    let low = word & !TOPS;
+    let mut inside = 0;
+    for (first, last) in &ranges {
+        inside |= at_least(low, *first) & !at_least(low, *last + 1);
+    }
+    (!inside | word) & TOPS
+}
+
+/// The top bit of the lowest byte that is below `least`; for 0x80 at most.
+#[inline(always)]
+fn below(word: u64, least: u8) -> u64 {
+    word.wrapping_sub(ONES * u64::from(least)) & !word
+}
+
+/// The top bit of the lowest byte that is at least this; for 1 to 0x80.
+#[inline(always)]
+fn at_least(word: u64, least: u8) -> u64 {
+    word.wrapping_add(ONES * (0x80 - u64::from(least))) | word
+}
+
+#[inline(always)]
+fn equal(word: u64, byte: u8) -> u64 {
+    below(word ^ (ONES * u64::from(byte)), 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every byte at every place of texts of every length, against the plain way.
+    fn agree(any: impl Fn(&[u8]) -> bool, odd: impl Fn(u8) -> bool) {
+        for length in 0..80 {
+            let mut bytes = vec![b'x'; length];
+            assert!(!any(&bytes), "{length}");
+            for at in 0..length {
+                for byte in 0..=u8::MAX {
+                    bytes[at] = byte;
+                    assert_eq!(any(&bytes), odd(byte), "{byte} at {at} of {length}");
+                }
+                bytes[at] = b'x';
+            }
+        }
+    }
+
+    #[test]
+    fn an_odd_byte_is_found_wherever_it_stands_and_nothing_else() {
+        let odd = Odd {
+            below: 0x20,
+            from: Some(0x7f),
+            also: *b"\"\\",
+        };
+        agree(
+            |bytes| odd.any(bytes),
+            |b| !(0x20..0x7f).contains(&b) || b == b'"' || b == b'\\',
+        );
+        let odd = Odd {
+            below: 0x21,
+            from: None,
+            also: [0x7f; 2],
+        };
+        agree(|bytes| odd.any(bytes), |b| b <= b' ' || b == 0x7f);
+    }
+
+    #[test]
+    fn what_is_in_a_range_is_told_from_everything_else() {
+        let ranges = [(b'a', b'z'), (b'0', b'9'), (b'-', b'-')];
+        agree(
+            |bytes| any_word(bytes, |word| outside(word, ranges)),
+            |b| !(b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'),
+        );
+    }
+}

@@ -7,9 +7,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::Identity;
 use super::code::{self, Refused, refused};
 use super::jws;
+use super::{Identity, Told};
 use crate::document::{self, Value};
 
 /// Longest subject, client, scope or role, in bytes.
@@ -31,6 +31,8 @@ pub(super) struct Mapping {
     pub(super) client: Option<String>,
     pub(super) scopes: String,
     pub(super) roles: Option<String>,
+    pub(super) session: String,
+    pub(super) version: Option<String>,
 }
 
 /// The rules of one issuer's tokens.
@@ -123,6 +125,11 @@ impl Rules {
             },
             token_id: name_at(&claims, "jti")?,
             key_id,
+            session: name_at(&claims, &self.mapping.session)?,
+            version: match &self.mapping.version {
+                Some(path) => number_at(&claims, path)?,
+                None => None,
+            },
             issued_at: terms.issued_at,
             expires_at: terms.expires_at,
             valid_until: terms.valid_until,
@@ -205,6 +212,8 @@ pub(super) struct Facts {
     pub(super) claims: Value,
     pub(super) token_id: Option<Arc<str>>,
     pub(super) key_id: Option<Arc<str>>,
+    pub(super) session: Option<Arc<str>>,
+    pub(super) version: Option<u64>,
     pub(super) issued_at: Option<SystemTime>,
     pub(super) expires_at: SystemTime,
     pub(super) valid_until: SystemTime,
@@ -245,10 +254,14 @@ impl Facts {
             claims: self.claims,
             token_id: self.token_id,
             key_id: self.key_id,
+            session: self.session,
+            version: self.version,
             issued_at: self.issued_at,
             expires_at: self.expires_at,
             valid_until: self.valid_until,
             document,
+            revocation: super::memo::Memo::default(),
+            told: Told::default(),
             _seal: super::Seal,
         }
     }
@@ -285,6 +298,19 @@ fn name_at(claims: &Value, path: &str) -> Result<Option<Arc<str>>, Refused> {
                 format!("the claim `{path}` is no plain text"),
             )),
         },
+    }
+}
+
+/// A whole number that is not negative. Of another type it is an error, never "absent".
+fn number_at(claims: &Value, path: &str) -> Result<Option<u64>, Refused> {
+    match document::claim(claims, path) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => value.as_u64().map(Some).map_err(|_| {
+            refused(
+                code::CLAIMS,
+                format!("the claim `{path}` is no whole number from 0"),
+            )
+        }),
     }
 }
 
@@ -336,7 +362,7 @@ fn names_at(claims: &Value, path: &str, text: Text) -> Result<Vec<Arc<str>>, Ref
 
 /// A NumericDate (RFC 7519 section 2): a finite number, maybe with a fraction, from 1970 to 9999.
 /// Present with another type is an error, never "absent" (CVE-2026-25537).
-fn date(claims: &Value, name: &str) -> Result<Option<SystemTime>, Refused> {
+pub(super) fn date(claims: &Value, name: &str) -> Result<Option<SystemTime>, Refused> {
     match document::member(claims, name) {
         None => Ok(None),
         Some(value) => value

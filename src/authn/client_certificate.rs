@@ -130,6 +130,8 @@ impl ClientCertificate {
             claims: facts(certificate),
             token_id: Some(certificate.serial.as_str().into()),
             key_id: None,
+            session: None,
+            version: None,
             issued_at: Some(certificate.not_before),
             expires_at: certificate.not_after,
             valid_until: certificate.not_after,

@@ -42,6 +42,8 @@ codes! {
     SUBJECT = "token.subject";
     /// No usable key of the issuer has this `kid`, or several keys fit a token without one.
     UNKNOWN_KEY = "token.unknown_key";
+    /// An operator distrusts the key.
+    KEY_DISTRUSTED = "token.key_distrusted";
     /// The key may not be used with this algorithm.
     KEY_MISMATCH = "token.key_mismatch";
     /// The signature is wrong.

@@ -8,14 +8,15 @@ use aws_lc_rs::digest::{Context, SHA256};
 
 use super::cache::{Bounds, TokenCache};
 use super::claims::{Mapping, Rules};
-use super::config::{IssuerConfig, RefreshConfig};
+use super::config::{IssuerConfig, KeysConfig, RefreshConfig};
 use super::jwks::{KeyStore, Timing};
 use super::jws;
 use super::jwt::{Issuer, Judge};
+use super::kept::Keeping;
 use super::keys::KeySet;
 use super::source::Source;
 use crate::fetch::{Fetcher, Target};
-use crate::schema::{Compile, Span};
+use crate::schema::{Compile, Named, Span};
 
 /// Largest leeway that makes sense: clocks that differ by more are broken.
 const MAX_LEEWAY: Duration = Duration::from_secs(300);
@@ -30,6 +31,23 @@ const MAX_TOKEN: u64 = 64 * 1024;
 pub(super) type Inputs = [u8; 32];
 
 impl IssuerConfig {
+    /// As [`IssuerConfig::compile`], out of the blocks there were before: what any of them distrusts of
+    /// this issuer, a block that is new or renamed distrusts too.
+    pub fn compile_among(
+        self,
+        name: &str,
+        before: Option<&Named<Arc<Issuer>>>,
+        cx: &mut Compile,
+    ) -> Option<Arc<Issuer>> {
+        let kin: Vec<_> = before
+            .into_iter()
+            .flat_map(Named::values)
+            .filter(|old| **old.issuer() == *self.issuer)
+            .map(|old| old.keys())
+            .collect();
+        self.compile_after(name, before.and_then(|old| old.get(name)), &kin, cx)
+    }
+
     /// Compiles one block; takes over `previous` (keys and verified tokens) when nothing about it
     /// changed, and its keys when only token rules did.
     pub fn compile(
@@ -38,9 +56,20 @@ impl IssuerConfig {
         previous: Option<&Arc<Issuer>>,
         cx: &mut Compile,
     ) -> Option<Arc<Issuer>> {
+        self.compile_after(name, previous, &[], cx)
+    }
+
+    fn compile_after(
+        self,
+        name: &str,
+        previous: Option<&Arc<Issuer>>,
+        kin: &[Arc<KeyStore>],
+        cx: &mut Compile,
+    ) -> Option<Arc<Issuer>> {
         let errors = cx.errors();
         self.check_rules(cx);
         cx.at("refresh", |cx| self.refresh.check(cx));
+        cx.at("keys.last_known_good", |cx| self.check_keeping(cx));
         let mut inputs = Context::new(&SHA256);
         let authorities = self.read_authorities(&mut inputs, cx);
         let (source, initial) = cx.at("keys", |cx| {
@@ -64,14 +93,25 @@ impl IssuerConfig {
             .filter(|previous| !fixed && previous.has_keys_of(&self, &digest))
             .map(|previous| previous.keys())
             .unwrap_or_else(|| {
-                Arc::new(KeyStore::new(
+                let store = KeyStore::new(
                     Arc::clone(&name),
                     Arc::clone(&issuer),
                     source,
                     self.refresh.timing(),
                     initial,
                     Arc::clone(&cx.metrics),
-                ))
+                )
+                .with(Arc::clone(&cx.epoch), self.keeping(cx));
+                // Of another issuer's keys nothing is known here.
+                let earlier = previous.filter(|previous| **previous.issuer() == *issuer);
+                Arc::new(match earlier.filter(|_| !fixed) {
+                    Some(earlier) => {
+                        store.after(&earlier.keys(), earlier.has_source_of(&self, &digest))
+                    }
+                    None if fixed => store,
+                    // A block that goes on keeps its own judgement; a new one has that of its issuer's.
+                    None => store.heeding(kin),
+                })
             });
         let judge = Judge {
             rules: Rules {
@@ -86,6 +126,8 @@ impl IssuerConfig {
                     client: self.claims.client.clone(),
                     scopes: self.claims.scopes.clone(),
                     roles: self.claims.roles.clone(),
+                    session: self.claims.session.clone(),
+                    version: self.claims.version.clone(),
                 },
             },
             algorithms: self.algorithms.clone(),
@@ -114,6 +156,57 @@ impl IssuerConfig {
             && self.keys == other.keys
             && self.authorities == other.authorities
             && self.refresh == other.refresh
+    }
+
+    /// Whether both blocks find their keys in the same place.
+    pub(super) fn same_source(&self, other: &Self) -> bool {
+        let place = |keys: &KeysConfig| KeysConfig {
+            last_known_good: None,
+            ..keys.clone()
+        };
+        self.issuer == other.issuer
+            && place(&self.keys) == place(&other.keys)
+            && self.authorities == other.authorities
+    }
+
+    fn keeping(&self, cx: &Compile) -> Option<Keeping> {
+        let kept = self.keys.last_known_good.as_ref()?;
+        Some(Keeping {
+            file: cx.place_of(&kept.file).into(),
+            keep: kept.keep.get(),
+        })
+    }
+
+    fn check_keeping(&self, cx: &mut Compile) {
+        let Some(kept) = &self.keys.last_known_good else {
+            return;
+        };
+        if self.keys.file.is_some() || self.keys.secret.is_some() {
+            cx.problem_help(
+                "these keys are on this machine already",
+                "leave it out: it is for `discovery` and `jwks_uri`",
+            );
+        }
+        if kept.file.file_name().is_none() {
+            cx.at("file", |cx| {
+                cx.problem_help(
+                    "this is no file",
+                    "write a path like `state/NAME-keys.json`",
+                );
+            });
+        }
+        cx.at("keep", |cx| {
+            if kept.keep.get().is_zero() {
+                cx.problem_help("nothing is kept for no time", "24h is the default");
+            }
+            if kept.keep > self.refresh.stale_limit {
+                cx.problem_help(
+                    "it is longer than `refresh.stale_limit`",
+                    "a gateway that was restarted must not believe keys for longer than one that was \
+                     not: raise `refresh.stale_limit` too",
+                );
+            }
+        });
     }
 
     fn check_rules(&self, cx: &mut Compile) {
@@ -161,8 +254,16 @@ impl IssuerConfig {
                 cx.problem_help("it is not within 1B to 64KiB", "8KiB is the default");
             });
         }
-        let paths = [Some(&self.claims.subject), Some(&self.claims.scopes)];
-        let optional = [self.claims.client.as_ref(), self.claims.roles.as_ref()];
+        let paths = [
+            Some(&self.claims.subject),
+            Some(&self.claims.scopes),
+            Some(&self.claims.session),
+        ];
+        let optional = [
+            self.claims.client.as_ref(),
+            self.claims.roles.as_ref(),
+            self.claims.version.as_ref(),
+        ];
         let required = self.required_claims.iter().map(Some);
         if paths
             .into_iter()
@@ -311,15 +412,21 @@ impl RefreshConfig {
         );
         rule(
             "cooldown",
-            self.cooldown.get() >= second,
-            "it is shorter than 1s",
-            "random key ids would flood the issuer; 10s is the default",
+            self.cooldown.get() >= Duration::from_millis(100),
+            "it is shorter than 100ms",
+            "500ms is the default",
         );
         rule(
             "budget",
             (1..=60).contains(&self.budget),
             "it is not within 1 to 60 a minute",
-            "6 is the default",
+            "12 is the default",
+        );
+        rule(
+            "retire",
+            self.retire <= self.stale_limit,
+            "it is longer than `stale_limit`",
+            "keys that the issuer took back would be believed longer than those it publishes",
         );
         rule(
             "timeout",
@@ -343,6 +450,7 @@ impl RefreshConfig {
             wait: self.wait.get(),
             cooldown: self.cooldown.get(),
             budget: self.budget,
+            retire: self.retire.get(),
         }
     }
 }

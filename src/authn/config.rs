@@ -71,6 +71,23 @@ pub struct KeysConfig {
     /// A secret shared with the issuer, for HS* only. At least as long as the hash.
     #[serde(default)]
     pub secret: Option<SecretRef>,
+    /// Keep the last good set on disk, so that a gateway which starts while the issuer is away still
+    /// believes it; only with `discovery` or `jwks_uri`. Default: not kept.
+    #[serde(default)]
+    pub last_known_good: Option<LastKnownGoodConfig>,
+}
+
+/// Where and for how long the last good key set is kept. The distrusted keys stand there too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LastKnownGoodConfig {
+    /// The file, one for each issuer. Only the gateway's user may be able to write it and its folder,
+    /// which is made when it is not there. The file holds public keys and nothing secret.
+    pub file: PathBuf,
+    /// How long the kept set is believed, from the last good fetch; at most `refresh.stale_limit`.
+    /// Default: `24h`.
+    #[serde(default = "keep")]
+    pub keep: Span,
 }
 
 /// Which claims say who the caller is. A path is a claim's name, or names with dots between.
@@ -85,6 +102,11 @@ pub struct ClaimsConfig {
     pub scopes: String,
     /// The roles: a list, or a string that is one role. Default: none.
     pub roles: Option<String>,
+    /// The login session, by which tokens can be revoked: a string. Default: `sid`.
+    pub session: String,
+    /// The version of the subject's tokens: a whole number. Where a least version is set for a
+    /// subject, its tokens with a lower one, or without, are refused. Default: none.
+    pub version: Option<String>,
 }
 
 /// How often keys are fetched and how long they are believed.
@@ -100,10 +122,17 @@ pub struct RefreshConfig {
     pub stale_limit: Span,
     /// How long one request waits for a key that is not there. Default: `500ms`, at most `5s`.
     pub wait: Span,
-    /// Shortest time between a fetch and one for an unknown key. Default: `10s`.
+    /// Shortest time between a fetch for an unknown key that did not find it and the next.
+    /// Default: `500ms`.
     pub cooldown: Span,
-    /// Most fetches a minute for unknown keys. Default: 6.
+    /// Most fetches in any minute for unknown keys that are not found. While it is used up, a new key
+    /// that was not published ahead of its use waits at most a minute divided by half of this. Fetches
+    /// that do find new keys are not counted. Default: 12.
     pub budget: u32,
+    /// How long a key is still believed after the issuer no longer publishes it, if it has a `kid` and
+    /// no other key takes that. Also bridges an issuer whose replicas disagree for a while.
+    /// Default: `0s`.
+    pub retire: Span,
     /// Longest time for one fetch. Default: `10s`.
     pub timeout: Span,
     /// Largest document. Default: `256KiB`.
@@ -130,6 +159,8 @@ impl Default for ClaimsConfig {
             client: None,
             scopes: "scope".into(),
             roles: None,
+            session: "sid".into(),
+            version: None,
         }
     }
 }
@@ -141,8 +172,9 @@ impl Default for RefreshConfig {
             minimum: Span::seconds(30),
             stale_limit: Span::seconds(86_400),
             wait: Span::millis(500),
-            cooldown: Span::seconds(10),
-            budget: 6,
+            cooldown: Span::millis(500),
+            budget: 12,
+            retire: Span::seconds(0),
             timeout: Span::seconds(10),
             max_size: Size::kib(256),
         }
@@ -159,8 +191,36 @@ impl Default for CacheConfig {
     }
 }
 
+/// An issuer whose tokens open nothing: no type of token is accepted but that of statements, and no
+/// route can name it.
+pub(super) fn statements_only(issuer: String) -> IssuerConfig {
+    IssuerConfig {
+        issuer,
+        keys: KeysConfig::default(),
+        audiences: Vec::new(),
+        algorithms: Vec::new(),
+        token_types: vec!["secevent+jwt".into()],
+        allow_missing_type: false,
+        leeway: leeway(),
+        max_age: None,
+        required_claims: Vec::new(),
+        claims: ClaimsConfig::default(),
+        authorities: Vec::new(),
+        refresh: RefreshConfig::default(),
+        cache: CacheConfig {
+            entries: 0,
+            ..CacheConfig::default()
+        },
+        max_token_size: max_token_size(),
+    }
+}
+
 fn access_tokens() -> Vec<String> {
     vec!["at+jwt".into()]
+}
+
+const fn keep() -> Span {
+    Span::seconds(86_400)
 }
 
 const fn leeway() -> Span {

@@ -14,7 +14,7 @@ use super::cache::{Digest, Entry, TokenCache};
 use super::claims::{Rules, Terms};
 use super::code::{self, Refused, refused};
 use super::compile::Inputs;
-use super::jwks::{KeyStatus, KeyStore, NoKey};
+use super::jwks::{KeyPage, KeyStatus, KeyStore, NoKey, NotJudged};
 use super::jws::Jws;
 use super::recent::Recent;
 use super::{Attempt, Failure, Identity, json};
@@ -23,7 +23,10 @@ use crate::metrics::Metrics;
 use crate::request::InboundRequest;
 
 pub use super::algorithm::Algorithm as SignatureAlgorithm;
-pub use super::config::{CacheConfig, ClaimsConfig, IssuerConfig, KeysConfig, RefreshConfig};
+pub use super::book::{Distrust, KeyName, Origin};
+pub use super::config::{
+    CacheConfig, ClaimsConfig, IssuerConfig, KeysConfig, LastKnownGoodConfig, RefreshConfig,
+};
 
 /// Bearer JWTs of one or several issuers.
 #[derive(Debug)]
@@ -93,18 +96,57 @@ impl Issuer {
     /// A sentence for the readiness page.
     pub fn ready(&self) -> Result<(), String> {
         let status = self.keys.status();
+        if let Some(why) = status.unread {
+            return Err(format!(
+                "issuer {}: keys may be distrusted that nobody knows of: {why}: mend it or take it away",
+                self.name()
+            ));
+        }
         if status.keys > 0 {
             return Ok(());
         }
-        let why = status
-            .last_error
-            .unwrap_or_else(|| "they have not been fetched yet".to_owned());
+        let why = match status.last_error {
+            Some(error) => error,
+            None if status.distrusted > 0 && status.attempts > 0 => {
+                "all of them are distrusted".to_owned()
+            }
+            None => "they have not been fetched yet".to_owned(),
+        };
         Err(format!("issuer {} has no keys: {why}", self.name()))
     }
 
     /// What is known of its keys, for the admin page.
     pub fn status(&self) -> KeyStatus {
         self.keys.status()
+    }
+
+    /// Every key of it, for the admin page.
+    pub fn key_page(&self) -> KeyPage {
+        self.keys.page()
+    }
+
+    /// Believes the keys of this name no more: from when this returns, no token passes that one of them
+    /// has signed, and open streams are being judged again. Returns the entries, old and new;
+    /// [`Issuer::keep_keys`] puts them on disk.
+    ///
+    /// # Errors
+    /// [`NotJudged`]; then nothing has changed.
+    pub fn distrust(&self, key: &KeyName) -> Result<Vec<Distrust>, NotJudged> {
+        self.keys.distrust(key)
+    }
+
+    /// Believes the keys of this name again, if the issuer publishes them. Returns what was lifted.
+    ///
+    /// # Errors
+    /// [`NotJudged::Secret`].
+    pub fn trust(&self, key: &KeyName) -> Result<Vec<Distrust>, NotJudged> {
+        self.keys.trust(key)
+    }
+
+    /// Puts what is distrusted on disk; whether it is there, or none when no file is configured. Waits
+    /// for the disk for a bounded time.
+    pub async fn keep_keys(&self) -> Option<bool> {
+        self.keys.keep_now().await
     }
 
     /// Whether it was compiled from exactly this.
@@ -117,8 +159,17 @@ impl Issuer {
         self.config.same_keys(config) && self.inputs == *inputs
     }
 
+    /// Whether its keys come from where this configuration has them from.
+    pub(super) fn has_source_of(&self, config: &IssuerConfig, inputs: &Inputs) -> bool {
+        self.config.same_source(config) && self.inputs == *inputs
+    }
+
     pub(super) fn keys(&self) -> Arc<KeyStore> {
         Arc::clone(&self.keys)
+    }
+
+    pub(super) const fn judge(&self) -> &Judge {
+        &self.judge
     }
 
     fn cached(&self, digest: &Digest, now: SystemTime) -> Option<Arc<Entry>> {
@@ -136,12 +187,17 @@ impl Issuer {
         token: &Presented<'_>,
         jws: Jws<'_>,
         claims: Value,
-        now: SystemTime,
+        request: &InboundRequest,
     ) -> Result<Arc<Entry>, Failure> {
+        let now = request.received_at;
         let refuse = |refused: Refused| refused.from(Some(self.name()));
         let algorithm = self.judge.header(&jws).map_err(refuse)?;
         let terms = self.judge.rules.check(&claims, now).map_err(refuse)?;
-        let key = match self.keys.key(jws.key_id.as_ref(), algorithm).await {
+        let key = self
+            .keys
+            .key_for(jws.key_id.as_ref(), algorithm, request.client)
+            .await;
+        let key = match key {
             Ok(key) => key,
             Err(NoKey::Unavailable) => {
                 return Err(Failure::Unavailable {
@@ -155,6 +211,10 @@ impl Issuer {
             Err(NoKey::Ambiguous) => {
                 let what = "the token names no key and several fit";
                 return Err(refuse(refused(code::UNKNOWN_KEY, what)));
+            }
+            Err(NoKey::Distrusted) => {
+                let what = "the key is distrusted";
+                return Err(refuse(refused(code::KEY_DISTRUSTED, what)));
             }
             Err(NoKey::Unknown) => {
                 let what = "the issuer has no such key";
@@ -233,7 +293,7 @@ impl Jwt {
         request: &InboundRequest,
         recent: &Recent,
     ) -> Attempt {
-        match self.judge(token, request.received_at).await {
+        match self.judge(token, request).await {
             Ok((issuer, entry)) => {
                 if issuer.cache.is_on() {
                     recent.keep(field, &issuer, &entry);
@@ -270,8 +330,9 @@ impl Jwt {
     async fn judge(
         &self,
         token: &str,
-        now: SystemTime,
+        request: &InboundRequest,
     ) -> Result<(Arc<Issuer>, Arc<Entry>), Failure> {
+        let now = request.received_at;
         let largest = self
             .issuers
             .iter()
@@ -307,7 +368,7 @@ impl Jwt {
             let refused = refused(code::SIZE, "it is longer than the issuer allows");
             return Err(refused.from(Some(issuer.name())));
         }
-        let entry = issuer.verify(&token, jws, claims, now).await?;
+        let entry = issuer.verify(&token, jws, claims, request).await?;
         Ok((Arc::clone(issuer), entry))
     }
 }

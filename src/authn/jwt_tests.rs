@@ -578,13 +578,29 @@ async fn a_worker_remembers_a_bounded_number_of_tokens_and_no_longer_than_the_is
     assert!(remembered(0).is_none(), "what is over is forgotten");
 
     bench.judge(&token).await.unwrap();
-    let (issuer, entry) = bench.jwt.judge(&token, clock::now()).await.unwrap();
+    let (issuer, entry) = bench.jwt.judge(&token, &request).await.unwrap();
     for n in 0..20_000 {
         bench.recent.keep(n.to_string().as_bytes(), &issuer, &entry);
         assert!(bench.recent.count() <= 2 * 4096);
     }
     assert!(asked(&token).is_none(), "the oldest went first");
     assert!(asked("19999").is_some());
+}
+
+#[tokio::test]
+async fn a_token_that_is_verified_anew_counts_once_among_the_recent_ones() {
+    let bench = Bench::new();
+    let token = bench.signer.token(&claims());
+    let request = request(&token);
+    let (issuer, entry) = bench.jwt.judge(&token, &request).await.unwrap();
+    bench.recent.keep(b"first", &issuer, &entry);
+    // Ten times what one generation may weigh.
+    for _ in 0..(10 * (32 << 20) / entry.weight) {
+        bench.recent.keep(b"again", &issuer, &entry);
+    }
+    assert_eq!(bench.recent.count(), 2);
+    let first = bench.jwt.remembered(b"first", &request, &bench.recent);
+    assert!(first.is_some(), "nobody pushed it out");
 }
 
 #[tokio::test]

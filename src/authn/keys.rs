@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{Context, SHA256};
+use aws_lc_rs::digest::{Context, SHA256, digest};
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ECDSA_P521_SHA512_FIXED, ED25519,
     ParsedPublicKey,
@@ -37,10 +37,63 @@ pub(super) struct Key {
     pub(super) fingerprint: [u8; 32],
     /// What it verifies with.
     pub(super) material: Material,
+    /// Its public half; none for a secret.
+    pub(super) public: Option<Public>,
     algorithms: Vec<Algorithm>,
 }
 
+/// The public half of a key, as it can be shown and written down.
+#[derive(Debug)]
+pub(super) struct Public {
+    /// The members that make the key what it is, in the order of RFC 7638.
+    members: Vec<(&'static str, String)>,
+    /// Its thumbprint (RFC 7638) with SHA-256: the same for the same material, whatever its `kid`.
+    pub(super) thumbprint: Arc<str>,
+}
+
+impl Public {
+    /// `members` are in the order of their names.
+    fn new(members: Vec<(&'static str, String)>) -> Self {
+        // All values are of the base64url alphabet or fixed words: there is nothing to escape.
+        let listed: Vec<_> = members
+            .iter()
+            .map(|(name, value)| format!(r#""{name}":"{value}""#))
+            .collect();
+        let text = format!("{{{}}}", listed.join(","));
+        let thumbprint = jws::encode(digest(&SHA256, text.as_bytes()).as_ref()).into();
+        Self {
+            members,
+            thumbprint,
+        }
+    }
+}
+
 impl Key {
+    /// The thumbprint of its public half.
+    pub(super) fn thumbprint(&self) -> Option<&Arc<str>> {
+        self.public.as_ref().map(|public| &public.thumbprint)
+    }
+
+    /// The algorithms it verifies.
+    pub(super) fn algorithms(&self) -> &[Algorithm] {
+        &self.algorithms
+    }
+
+    /// It as a JWK that reads as the same key: public members, `kid`, and `alg` where it has but one.
+    pub(super) fn jwk(&self) -> Option<serde_json::Value> {
+        let mut jwk = serde_json::Map::new();
+        for (name, value) in &self.public.as_ref()?.members {
+            jwk.insert((*name).to_owned(), value.as_str().into());
+        }
+        if let Some(id) = &self.id {
+            jwk.insert("kid".to_owned(), (**id).into());
+        }
+        if let [algorithm] = *self.algorithms {
+            jwk.insert("alg".to_owned(), algorithm.name().into());
+        }
+        Some(jwk.into())
+    }
+
     /// Whether it may be used with this algorithm.
     pub(super) fn fits(&self, algorithm: Algorithm) -> bool {
         self.algorithms.contains(&algorithm)
@@ -63,7 +116,7 @@ pub(super) enum Found<'s> {
 /// The usable keys of one set.
 #[derive(Debug, Default)]
 pub(super) struct KeySet {
-    keys: Vec<Arc<Key>>,
+    pub(super) keys: Vec<Arc<Key>>,
     /// Why keys were left out, one sentence each, without key material.
     pub(super) notes: Vec<String>,
 }
@@ -117,10 +170,19 @@ impl KeySet {
             id: None,
             fingerprint: fingerprint(None, &algorithms, &[secret.expose()]),
             material: Material::Library(DecodingKey::from_secret(secret.expose())),
+            public: None,
             algorithms,
         };
         Self {
             keys: vec![Arc::new(key)],
+            notes: Vec::new(),
+        }
+    }
+
+    /// The set of keys that were read before.
+    pub(super) const fn of(keys: Vec<Arc<Key>>) -> Self {
+        Self {
+            keys,
             notes: Vec::new(),
         }
     }
@@ -215,7 +277,7 @@ fn read(jwk: &Value, notes: &mut Vec<String>, index: usize) -> Result<Key, &'sta
             .and_then(|text| jws::decode(text))
             .ok_or(why)
     };
-    let (family, material, parts) = match &**kind {
+    let (family, material, parts, members) = match &**kind {
         "RSA" => {
             let modulus = bytes("n", "its modulus is not canonical base64url")?;
             let exponent = bytes("e", "its exponent is not canonical base64url")?;
@@ -226,13 +288,18 @@ fn read(jwk: &Value, notes: &mut Vec<String>, index: usize) -> Result<Key, &'sta
                 Family::Rsa,
                 Material::Rsa(Arc::new(key)),
                 vec![modulus.to_vec(), exponent.to_vec()],
+                vec![
+                    ("e", jws::encode(exponent)),
+                    ("kty", "RSA".to_owned()),
+                    ("n", jws::encode(modulus)),
+                ],
             )
         }
         "EC" => {
-            let (family, size) = match text("crv").map(|curve| &**curve) {
-                Some("P-256") => (Family::P256, 32),
-                Some("P-384") => (Family::P384, 48),
-                Some("P-521") => (Family::P521, 66),
+            let (family, size, curve) = match text("crv").map(|curve| &**curve) {
+                Some("P-256") => (Family::P256, 32, "P-256"),
+                Some("P-384") => (Family::P384, 48, "P-384"),
+                Some("P-521") => (Family::P521, 66, "P-521"),
                 _ => return Err("its curve is unknown"),
             };
             let x = bytes("x", "its point is not canonical base64url")?;
@@ -242,7 +309,13 @@ fn read(jwk: &Value, notes: &mut Vec<String>, index: usize) -> Result<Key, &'sta
             }
             let point = [&[4][..], &x, &y].concat();
             let material = ec_material(family, &point).ok_or("its point is not on its curve")?;
-            (family, material, vec![point])
+            let members = vec![
+                ("crv", curve.to_owned()),
+                ("kty", "EC".to_owned()),
+                ("x", jws::encode(&x)),
+                ("y", jws::encode(&y)),
+            ];
+            (family, material, vec![point], members)
         }
         "OKP" => {
             if text("crv").is_none_or(|curve| &**curve != "Ed25519") {
@@ -253,7 +326,12 @@ fn read(jwk: &Value, notes: &mut Vec<String>, index: usize) -> Result<Key, &'sta
                 return Err("its point has the wrong size");
             }
             let key = DecodingKey::from_ed_der(&x);
-            (Family::Ed25519, Material::Library(key), vec![x])
+            let members = vec![
+                ("crv", "Ed25519".to_owned()),
+                ("kty", "OKP".to_owned()),
+                ("x", jws::encode(&x)),
+            ];
+            (Family::Ed25519, Material::Library(key), vec![x], members)
         }
         _ => return Err("its `kty` is unknown"),
     };
@@ -289,6 +367,7 @@ fn read(jwk: &Value, notes: &mut Vec<String>, index: usize) -> Result<Key, &'sta
         fingerprint: fingerprint(id.as_deref(), &algorithms, &parts),
         id,
         material,
+        public: Some(Public::new(members)),
         algorithms,
     })
 }

@@ -175,3 +175,46 @@ fn moduli_of_the_broken_generator_are_recognised() {
     let sound = jws::decode(Signer::new("RS256", "k").jwk()["n"].as_str().unwrap()).unwrap();
     assert!(!is_roca(&sound));
 }
+
+#[test]
+fn thumbprints_are_those_of_rfc_7638_and_go_by_material_alone() {
+    let jwk = json!({
+        "kty": "RSA", "e": "AQAB", "alg": "RS256", "kid": "2011-04-29",
+        "n": "0vx7agoebGcQSuuPiLJXZptN9nndrQmbXEps2aiAFbWhM78LhWx4cbbfAAtVT86zwu1RK7aPFFxuhDR1L6tSoc_\
+              BJECPebWKRXjBZCiFV4n3oknjhMstn64tZ_2W-5JsGY4Hc5n9yBXArwl93lqt7_RN5w6Cf0h4QyQ5v-65YGjQR0_FD\
+              W2QvzqY368QQMicAtaSqzs8KJZgnYb9c7d0zgdAZHzu6qMQvRL5hajrn1n91CbOpbISD08qNLyrdkt-bFTWhAI4vMQF\
+              h6WeZu0fM4lFd2NcRwr3XPksINHaQ-G_xBniIqbw0Ls1jF44-csFCur-kEgU8awapJzKnqDKgw",
+    });
+    let other = with(&with(&jwk, "kid", json!("other")), "alg", json!("PS256"));
+    let set = parse(json!([jwk, other])).unwrap();
+    for key in &set.keys {
+        let thumbprint = key.thumbprint().map(|thumbprint| &**thumbprint);
+        assert_eq!(
+            thumbprint,
+            Some("NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs")
+        );
+    }
+}
+
+#[test]
+fn a_key_reads_as_the_same_from_the_jwk_that_is_made_of_it() {
+    for algorithm in ["RS256", "PS512", "ES256", "ES384", "ES512", "EdDSA"] {
+        let mut open = Signer::new(algorithm, "open").jwk();
+        open.as_object_mut().unwrap().remove("alg");
+        let named = Signer::new(algorithm, "named").jwk();
+        let mut nameless = named.clone();
+        nameless.as_object_mut().unwrap().remove("kid");
+        for jwk in [open, named, nameless] {
+            let first = parse(json!([jwk])).unwrap();
+            let again = parse(json!([first.keys[0].jwk().unwrap()])).unwrap();
+            assert!(first.fingerprints().eq(again.fingerprints()), "{jwk}");
+        }
+    }
+}
+
+#[test]
+fn private_members_are_not_written_down() {
+    let jwk = with(&Signer::new("ES256", "leak").jwk(), "d", json!("c2VjcmV0"));
+    let set = parse(json!([jwk])).unwrap();
+    assert!(!set.keys[0].jwk().unwrap().to_string().contains("c2VjcmV0"));
+}

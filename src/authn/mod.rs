@@ -24,6 +24,7 @@
 //! | `token.claims` | a claim is missing or has the wrong type |
 //! | `token.subject` | no subject, or one that is no plain text |
 //! | `token.unknown_key` | the issuer has no such key, or the token leaves open which |
+//! | `token.key_distrusted` | an operator distrusts the key |
 //! | `token.key_mismatch` | the key is not for the token's algorithm |
 //! | `token.signature` | the signature is wrong |
 //! | `token.confirmation` | bound to a key or certificate that was not proven |
@@ -50,29 +51,35 @@
 //! | many claims | accepted up to the issuer's `max_token_size` |
 
 mod algorithm;
+mod book;
 mod cache;
 mod claims;
 pub mod client_certificate;
 mod code;
 mod compile;
 mod config;
+mod demand;
 mod json;
 pub mod jwks;
 mod jws;
 pub mod jwt;
+mod kept;
 mod keys;
+pub mod memo;
 mod recent;
+pub mod sealed;
 mod source;
+pub mod statement;
 #[cfg(test)]
 pub(crate) mod testing;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
 use http::header::{AUTHORIZATION, HeaderValue};
 
 use crate::document::Value;
-use crate::request::InboundRequest;
+use crate::request::{InboundRequest, Lines};
 use crate::schema::{Compile, Named};
 
 use client_certificate::ClientCertificate;
@@ -106,6 +113,10 @@ pub struct Identity {
     pub token_id: Option<Arc<str>>,
     /// The key that signed it (`kid`).
     pub key_id: Option<Arc<str>>,
+    /// The login session it belongs to (`sid`).
+    pub session: Option<Arc<str>>,
+    /// The version of the subject's tokens, by the issuer's claim mapping.
+    pub version: Option<u64>,
     /// When it was issued.
     pub issued_at: Option<SystemTime>,
     /// When it ends. Leeway is not included.
@@ -114,7 +125,21 @@ pub struct Identity {
     pub valid_until: SystemTime,
     /// The identity's part of the policy input, built once; see `authz::input`.
     pub document: Value,
+    /// What `revocation` remembers of it.
+    pub revocation: memo::Memo,
+    /// What is told of it.
+    pub told: Told,
     _seal: Seal,
+}
+
+/// What is told of an identity, the same for all of its requests: memos, each written at its first use
+/// by the room that it is for.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// To upstreams, with the configuration of identity headers by which it was written.
+    pub upstream: OnceLock<(u64, Lines)>,
+    /// In records.
+    pub record: OnceLock<Box<[u8]>>,
 }
 
 /// Keeps other rooms from making an [`Identity`].
@@ -152,7 +177,7 @@ pub enum Attempt {
 }
 
 /// Why authentication failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Failure {
     /// No method of the route found its credential.
     #[error("no credential was presented")]

@@ -81,7 +81,7 @@ impl Recent {
             .iter()
             .find(|issuer| std::ptr::eq(Arc::as_ptr(issuer), seen.issuer.as_ptr()))?;
         if !issuer.believes(&seen.entry, now) {
-            generations.young.remove(&place);
+            generations.forget(place);
             return None;
         }
         Some((Arc::clone(issuer), Arc::clone(&seen.entry)))
@@ -107,6 +107,8 @@ impl Recent {
 
 impl Generations {
     fn add(&mut self, place: u64, seen: Seen) {
+        // A token that was verified anew takes the place that it has already.
+        self.forget(place);
         let weight = u64::from(seen.entry.weight);
         self.weight += weight;
         if self.weight > MAX_WEIGHT || self.young.len() >= MAX_TOKENS {
@@ -114,6 +116,12 @@ impl Generations {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(place, seen);
+    }
+
+    fn forget(&mut self, place: u64) {
+        if let Some(seen) = self.young.remove(&place) {
+            self.weight -= u64::from(seen.entry.weight);
+        }
     }
 }
 

@@ -27,8 +27,28 @@ pub(super) enum Source {
     Fixed,
 }
 
-/// A discovered `jwks_uri`, and when it was.
-pub(super) type Discovered = (Target, Instant);
+/// How old it may be when keys are sought that are not there: they may be published elsewhere by now.
+const REDISCOVER_AFTER: Duration = Duration::from_secs(60);
+
+/// A discovered `jwks_uri`.
+#[derive(Debug)]
+pub(super) struct Discovered {
+    keys: Target,
+    /// When; none once it has to be asked for again.
+    at: Option<Instant>,
+    /// Where the keys were before, until that was told.
+    was: Option<Target>,
+}
+
+/// What a source gave.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) set: KeySet,
+    /// How long it stays fresh, when the source says so.
+    pub(super) lifetime: Option<Duration>,
+    /// The `jwks_uri` before and now, when it has moved.
+    pub(super) moved: Option<(Target, Target)>,
+}
 
 /// Why there is no new set. Whose fault: the issuer's, or the file's.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +61,8 @@ pub(super) enum LoadError {
     Set(#[from] BadSet),
     #[error("the discovery document: {0}")]
     Discovery(&'static str),
+    #[error("the discovery document: its `issuer` is not the configured one, byte for byte")]
+    Issuer,
 }
 
 impl LoadError {
@@ -52,6 +74,7 @@ impl LoadError {
             Self::Set(BadSet::Empty) => "empty",
             Self::Set(BadSet::Form | BadSet::TooMany) => "invalid",
             Self::Discovery(_) => "discovery",
+            Self::Issuer => "issuer",
         }
     }
 
@@ -69,40 +92,92 @@ impl LoadError {
 }
 
 impl Source {
-    /// Loads the set, and how long it stays fresh when the source says so.
+    /// Loads the set. `sought` says that a key is sought which the last one did not hold.
     ///
     /// # Errors
-    /// [`LoadError`]; what was discovered is then forgotten.
+    /// [`LoadError`]; the discovery document is then asked for again next time.
     pub(super) async fn load(
         &self,
         issuer: &str,
         discovered: &mut Option<Discovered>,
-    ) -> Result<(KeySet, Option<Duration>), LoadError> {
+        sought: bool,
+    ) -> Result<Loaded, LoadError> {
         let document = match self {
-            Self::Fixed => return Ok((KeySet::default(), None)),
+            Self::Fixed => {
+                return Ok(Loaded {
+                    set: KeySet::default(),
+                    lifetime: None,
+                    moved: None,
+                });
+            }
             Self::File(path) => {
                 let set = KeySet::parse(&read_file(path).await.map_err(LoadError::File)?)?;
-                return Ok((set, None));
+                return Ok(Loaded {
+                    set,
+                    lifetime: None,
+                    moved: None,
+                });
             }
             Self::Url(fetcher, target) => fetcher.get(target).await?,
             Self::Discovery(fetcher, target) => {
-                let known = discovered
-                    .take()
-                    .filter(|(_, at)| at.elapsed() < DISCOVERY_LIFETIME);
-                let (keys, at) = match known {
-                    Some(known) => known,
-                    None => {
-                        let document = fetcher.get(target).await?;
-                        (jwks_uri(&document.body, issuer)?, Instant::now())
-                    }
-                };
-                let document = fetcher.get(&keys).await?;
-                *discovered = Some((keys, at));
-                document
+                let known = discover(fetcher, target, issuer, discovered, sought).await?;
+                // Asked for again if what follows fails: the keys may have moved.
+                let at = known.at.take();
+                let document = fetcher.get(&known.keys).await?;
+                let set = KeySet::parse(&document.body)?;
+                known.at = at;
+                let moved = known.was.take().map(|was| (was, known.keys.clone()));
+                return Ok(Loaded {
+                    set,
+                    lifetime: document.lifetime,
+                    moved,
+                });
             }
         };
-        Ok((KeySet::parse(&document.body)?, document.lifetime))
+        Ok(Loaded {
+            set: KeySet::parse(&document.body)?,
+            lifetime: document.lifetime,
+            moved: None,
+        })
     }
+}
+
+/// Where the keys are, asked for again when it was long ago.
+async fn discover<'d>(
+    fetcher: &Fetcher,
+    target: &Target,
+    issuer: &str,
+    discovered: &'d mut Option<Discovered>,
+    sought: bool,
+) -> Result<&'d mut Discovered, LoadError> {
+    let age = discovered.as_ref().and_then(|known| known.at);
+    let age = age.map(|at| at.elapsed());
+    let fresh = age.is_some_and(|age| age < DISCOVERY_LIFETIME);
+    if !fresh || (sought && age.is_some_and(|age| age >= REDISCOVER_AFTER)) {
+        match fetcher.get(target).await {
+            Ok(document) => {
+                let keys = jwks_uri(&document.body, issuer).inspect_err(|_| {
+                    // Not to be followed any further, however young it is.
+                    if let Some(known) = discovered.as_mut() {
+                        known.at = None;
+                    }
+                })?;
+                // Kept over failures, so that no move is unseen.
+                let was = discovered
+                    .take()
+                    .and_then(|known| known.was.or((known.keys != keys).then_some(known.keys)));
+                let was = was.filter(|was| *was != keys);
+                let at = Some(Instant::now());
+                *discovered = Some(Discovered { keys, at, was });
+            }
+            Err(_) if fresh => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // There is one by now: whoever comes here without has just made it.
+    discovered
+        .as_mut()
+        .ok_or(LoadError::Discovery("it was not asked for"))
 }
 
 /// The `jwks_uri` of a discovery document (OpenID Connect Discovery 1.0 sections 3 and 4.3).
@@ -111,9 +186,7 @@ pub(super) fn jwks_uri(body: &[u8], issuer: &str) -> Result<Target, LoadError> {
         json::parse_object(body).map_err(|()| LoadError::Discovery("is no strict JSON object"))?;
     let text = |name| document::member(&document, name).and_then(document::text);
     if text("issuer").is_none_or(|named| &**named != issuer) {
-        return Err(LoadError::Discovery(
-            "its `issuer` is not the configured one, byte for byte",
-        ));
+        return Err(LoadError::Issuer);
     }
     let uri = text("jwks_uri").ok_or(LoadError::Discovery("it has no `jwks_uri`"))?;
     // An issuer reached over https must not send us to plain http, not even on this machine.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
@@ -233,6 +233,7 @@ pub(crate) fn request_with(
             version: "TLSv1.3",
             server_name: None,
             peer_certificate: Some(Arc::new(certificate)),
+            ..TlsInfo::default()
         }),
         ambiguous_head: None,
         forwarded: Default::default(),
@@ -262,12 +263,19 @@ pub(crate) fn request(token: &str) -> InboundRequest {
 
 impl Identity {
     /// An identity for tests of other rooms: a token's, of issuer `https://issuer.test`. Scopes,
-    /// roles and client are those of the claims `scope`, `roles` and `client_id`.
+    /// roles and client are those of the claims `scope`, `roles` and `client_id`; `kid`, `sid`,
+    /// `token_version` and `issued_at` say what they say.
     pub(crate) fn for_tests(
         subject: &str,
         claims: document::Value,
         expires_at: SystemTime,
     ) -> Arc<Self> {
+        let text = |name| {
+            document::member(&claims, name)
+                .and_then(document::text)
+                .cloned()
+        };
+        let number = |name| document::member(&claims, name).and_then(|it| it.as_u64().ok());
         let facts = Facts {
             method: "jwt",
             issuer: "https://issuer.test".into(),
@@ -281,8 +289,11 @@ impl Identity {
             token_id: document::member(&claims, "jti")
                 .and_then(document::text)
                 .cloned(),
-            key_id: None,
-            issued_at: None,
+            key_id: text("kid"),
+            session: text("sid"),
+            version: number("token_version"),
+            issued_at: number("issued_at")
+                .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)),
             expires_at,
             valid_until: expires_at,
             claims,

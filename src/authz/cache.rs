@@ -14,6 +14,8 @@ use std::mem;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
+use foldhash::fast::RandomState;
+
 use super::Advice;
 use super::answer::Face;
 use crate::authn::Identity;
@@ -59,8 +61,8 @@ pub(super) struct Answers {
 
 #[derive(Debug, Default)]
 struct Generation {
-    // Hashed with a key of its own: clients choose parts of the questions.
-    answers: HashMap<Box<[u8]>, Kept>,
+    // Hashed fast, with a key of its own, for clients choose parts of the questions; and compared.
+    answers: HashMap<Box<[u8]>, Kept, RandomState>,
     cost: usize,
 }
 

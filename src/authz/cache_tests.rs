@@ -144,6 +144,7 @@ fn asked(choice: &BTreeMap<&str, usize>, callers: &[Caller]) -> Asked {
             version,
             server_name: server_name.map(Arc::from),
             peer_certificate: peer.map(Arc::new),
+            ..TlsInfo::default()
         })
     };
     let tls = match of("tls") {

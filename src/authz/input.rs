@@ -643,6 +643,7 @@ mod tests {
             version: "TLSv1.3",
             server_name: Some("api.example.test".into()),
             peer_certificate: Some(Arc::new(certificate())),
+            ..TlsInfo::default()
         }));
         let request = parsed(&connection, |request| {
             request

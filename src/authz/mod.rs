@@ -74,19 +74,14 @@ pub struct Permit {
 struct Seal;
 
 impl Permit {
-    /// How long the permission holds, counted from `received_at`: until the credential ends, or the
-    /// policy wants to be asked again. `None` when neither ends.
-    pub fn lasts(&self, received_at: SystemTime) -> Option<Duration> {
-        let credential = self.caller.identity().map(|identity| {
-            identity
-                .valid_until
-                .duration_since(received_at)
-                .unwrap_or(Duration::ZERO)
-        });
-        credential
-            .into_iter()
-            .chain(self.advice.recheck_after)
-            .min()
+    /// When the permission has to be judged again: when the credential ends, or the policy wants to be
+    /// asked again. `None` when neither does.
+    pub fn until(&self, received_at: SystemTime) -> Option<SystemTime> {
+        let credential = self.caller.identity().map(|identity| identity.valid_until);
+        let policy = self.advice.recheck_after;
+        // A time beyond all time is none.
+        let policy = policy.and_then(|after| received_at.checked_add(after));
+        credential.into_iter().chain(policy).min()
     }
 }
 
@@ -137,7 +132,7 @@ pub enum Decision {
 }
 
 /// No, and why.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Denial {
     /// The kind of no.
     pub reason: Reason,

@@ -35,7 +35,7 @@ const DEFAULT_MAX_KEYS: usize = 1_000_000;
 const MOST_KEYS: usize = 100_000_000;
 
 /// A limit is used up.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("limit {limit} is used up")]
 pub struct Exceeded {
     /// The limit's block in the configuration, `policy` or `authentication_failures`.
@@ -310,6 +310,19 @@ impl LimitSet {
             failures: failures?,
             asked,
         })
+    }
+
+    /// Whether an address must wait because too much that it sent was refused, where no route has a
+    /// say.
+    pub fn slowed(&self, address: IpAddr) -> Option<Exceeded> {
+        self.failures.as_ref()?.check(address).err()
+    }
+
+    /// Counts what an address sent and was refused, where no route has a say.
+    pub fn failed(&self, address: IpAddr) {
+        if let Some(failures) = &self.failures {
+            failures.failed(address);
+        }
     }
 
     /// Starts collecting stale keys on the control thread; safe to call again.

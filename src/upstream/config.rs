@@ -94,6 +94,9 @@ pub struct PoolConfig {
     pub max_streams: usize,
     /// Longest wait for a free connection before the request is refused as saturated. Default `1s`.
     pub wait: Span,
+    /// Most tunnels at a time (WebSocket, CONNECT). Each has a connection of its own, or over HTTP/2
+    /// a stream, and takes no place of `max_connections`; nobody waits for one to end. Default 10000.
+    pub max_tunnels: usize,
 }
 
 impl Default for PoolConfig {
@@ -105,6 +108,7 @@ impl Default for PoolConfig {
             max_connections: 512,
             max_streams: 100,
             wait: Span::seconds(1),
+            max_tunnels: 10_000,
         }
     }
 }
@@ -148,6 +152,7 @@ pub(super) struct Settings {
     pub(super) max_connections: usize,
     pub(super) max_streams: usize,
     pub(super) wait: Duration,
+    pub(super) max_tunnels: usize,
     pub(super) attempts: u32,
     pub(super) retry_budget: f64,
 }
@@ -188,6 +193,7 @@ impl UpstreamConfig {
                 return None;
             }
             let named = self.tls.authorities.iter();
+            let named = named.chain(&self.tls.revocation_lists);
             for file in named.chain(&self.tls.certificate).chain(&self.tls.key) {
                 // A file that cannot be read is reported once, by the room that needs it.
                 if let Ok(bytes) = std::fs::read(cx.resolve(file)) {
@@ -222,6 +228,7 @@ impl UpstreamConfig {
             max_connections: self.pool.max_connections,
             max_streams: self.pool.max_streams,
             wait: self.pool.wait.get(),
+            max_tunnels: self.pool.max_tunnels,
             attempts: self.retries.attempts,
             retry_budget: self.retries.budget,
         };
@@ -301,6 +308,7 @@ impl UpstreamConfig {
             let counts = [
                 ("max_connections", self.pool.max_connections),
                 ("max_streams", self.pool.max_streams),
+                ("max_tunnels", self.pool.max_tunnels),
             ];
             for (key, count) in counts {
                 if count == 0 || count > MAX_PLACES {

@@ -1,11 +1,13 @@
 //! New connections: TCP, TLS, and for HTTP/2 hyper's handshake, all within one deadline. The driver
 //! of an HTTP/2 connection runs on the core that made it.
 
-use std::future::Future;
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use hyper::client::conn::http2;
@@ -13,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::spawn_local;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Failure;
 use super::http2::Outbound;
@@ -29,6 +31,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the upstream may send ahead on one stream, and on a whole HTTP/2 connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+/// How often a connection is asked whether its settings have come.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// What may wait to be sent on one HTTP/2 stream.
 const SEND_BUFFER: usize = 256 * 1024;
 
@@ -42,7 +46,39 @@ pub(super) enum Stream {
 }
 
 /// A connection for many exchanges.
-pub(super) type Shared = http2::SendRequest<Outbound>;
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) sender: http2::SendRequest<Outbound>,
+    /// Whether the endpoint has said that it opens tunnels on streams.
+    pub(super) tunnels: Rc<Extended>,
+}
+
+/// Whether an endpoint opens tunnels on streams (RFC 8441 section 3). Only the library's connection
+/// knows, and it tells nobody when the settings have come: its task looks when it is asked to.
+#[derive(Debug, Default)]
+pub(super) struct Extended {
+    said: Cell<bool>,
+    task: RefCell<Option<Waker>>,
+}
+
+impl Extended {
+    /// Looks until the endpoint has said so, at least once, and not beyond `until`.
+    pub(super) async fn said(&self, until: Instant) -> bool {
+        loop {
+            if self.said.get() {
+                return true;
+            }
+            let asked = Instant::now();
+            if let Some(task) = self.task.borrow_mut().take() {
+                task.wake();
+            }
+            sleep(LOOK_EVERY).await;
+            if asked >= until {
+                return self.said.get();
+            }
+        }
+    }
+}
 
 /// Runs hyper's futures on this core.
 #[derive(Debug, Clone, Copy)]
@@ -135,7 +171,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
     let head = u32::try_from(MAX_HEAD).unwrap_or(u32::MAX);
-    let (sender, connection) = http2::Builder::new(Local)
+    let (sender, mut connection) = http2::Builder::new(Local)
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
@@ -146,10 +182,17 @@ where
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| Failure::Unreachable(error.to_string()))?;
-    spawn_local(async move {
-        let _ = connection.await;
-    });
-    Ok(sender)
+    let tunnels = Rc::new(Extended::default());
+    let found = Rc::clone(&tunnels);
+    spawn_local(poll_fn(move |cx| {
+        let ended = Pin::new(&mut connection).poll(cx);
+        found
+            .said
+            .set(connection.is_extended_connect_protocol_enabled());
+        found.task.replace(Some(cx.waker().clone()));
+        ended.map(|_| ())
+    }));
+    Ok(Shared { sender, tunnels })
 }
 
 impl AsyncRead for Stream {

@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{Method, Response};
 use http_body::Body as HttpBody;
@@ -97,10 +98,19 @@ pub(super) struct Plan<'a> {
     pub(super) core: &'a Arc<Core>,
     pub(super) bounds: &'a Bounds,
     pub(super) began: Instant,
-    /// When the head of the answer has to be here.
-    pub(super) until: Instant,
+    /// Longest wait for the head of the answer.
+    pub(super) head_timeout: Duration,
     /// When the whole exchange has to be over.
     pub(super) ends_at: Instant,
+}
+
+/// What an exchange is bound by.
+#[derive(Debug)]
+pub(super) struct Terms<'a> {
+    pub(super) bounds: &'a Bounds,
+    /// Longest wait for the head of the answer, whatever `bounds` says.
+    pub(super) head_timeout: Duration,
+    pub(super) rules: &'a Arc<Rules>,
 }
 
 /// Sends the request and returns the answer with its streaming body.
@@ -110,37 +120,71 @@ pub(super) struct Plan<'a> {
 pub(super) async fn exchange(
     core: &Arc<Core>,
     pools: &Pools,
-    request: Outgoing<'_>,
+    request: &Outgoing<'_>,
     body: Body,
-    bounds: &Bounds,
-    rules: &Arc<Rules>,
+    terms: Terms<'_>,
     trail: &mut Trail,
 ) -> Result<Response<Body>, Failure> {
+    let bounds = terms.bounds;
     let max = bounds.max_body.get();
     if body.size_hint().lower() > max {
         return Err(Failure::RequestBody(RequestBodyFault::TooLarge));
     }
-    let began = Instant::now();
-    let ends_at = began + bounds.total_timeout.get();
-    let upload = Upload::new(body, max, rules, began);
-    let plan = Plan {
-        core,
-        bounds,
-        began,
-        until: (began + bounds.head_timeout.get()).min(ends_at),
-        ends_at,
-    };
+    let plan = Plan::begin(core, bounds, terms.head_timeout);
+    let upload = Upload::new(body, max, terms.rules, plan.began);
     plan.run(pools, request, upload, trail).await
 }
 
-impl Plan<'_> {
+impl<'a> Plan<'a> {
+    /// An exchange that begins now. `head_timeout` bounds the wait for the head of the answer,
+    /// whatever `bounds` says.
+    pub(super) fn begin(core: &'a Arc<Core>, bounds: &'a Bounds, head_timeout: Duration) -> Self {
+        let began = Instant::now();
+        Self {
+            core,
+            bounds,
+            began,
+            head_timeout: bounds.head_timeout.get().min(head_timeout),
+            ends_at: began + bounds.total_timeout.get(),
+        }
+    }
+
+    /// When the head of the answer has to be here, if the request moved last then. A long upload is
+    /// not late as long as it moves.
+    pub(super) fn until(&self, moved_at: Instant) -> Instant {
+        (moved_at + self.head_timeout).min(self.ends_at)
+    }
+
     async fn run(
         &self,
         pools: &Pools,
-        request: Outgoing<'_>,
+        request: &Outgoing<'_>,
         mut upload: Option<Upload>,
         trail: &mut Trail,
     ) -> Result<Response<Body>, Failure> {
+        self.attempts(pools, trail, async |peer, wanted| {
+            let upload = &mut upload;
+            match self.core.settings.protocol {
+                Protocol::Http1 => http1::attempt(self, peer, request, upload, wanted).await,
+                // Boxed: hyper's futures are large, and each request has room for both kinds.
+                Protocol::Http2 => {
+                    Box::pin(http2::attempt(self, peer, request, upload, wanted)).await
+                }
+            }
+        })
+        .await
+    }
+
+    /// Makes attempts until one succeeds, or none may be made any more.
+    ///
+    /// # Errors
+    /// What became of the last one.
+    pub(super) async fn attempts<T>(
+        &self,
+        pools: &Pools,
+        trail: &mut Trail,
+        mut attempt: impl AsyncFnMut(&Rc<Peer>, Wanted) -> Result<T, Lost>,
+    ) -> Result<T, Failure> {
         let core = self.core;
         let pool = pools.of(core);
         pool.budget.earn();
@@ -159,15 +203,7 @@ impl Plan<'_> {
             };
             trail.attempts = trail.attempts.saturating_add(1);
             trail.endpoint = Some(Arc::clone(&peer.target.endpoint.label));
-            let attempt = match core.settings.protocol {
-                Protocol::Http1 => http1::attempt(self, &peer, &request, &mut upload, wanted).await,
-                // Boxed: hyper's futures are large, and each request has room for both kinds.
-                Protocol::Http2 => {
-                    let upload = &mut upload;
-                    Box::pin(http2::attempt(self, &peer, &request, upload, wanted)).await
-                }
-            };
-            let lost = match attempt {
+            let lost = match attempt(&peer, wanted).await {
                 Ok(answer) => {
                     core.counts.attempt("answered");
                     return Ok(answer);

@@ -24,7 +24,7 @@ use super::{Failure, RequestBodyFault};
 use crate::body::{self, Body, BodyError};
 
 /// Why there is no head of an answer.
-enum Stop {
+pub(super) enum Stop {
     /// The client's body failed.
     Client(RequestBodyFault),
     /// Nothing could be written.
@@ -48,18 +48,20 @@ pub(super) async fn attempt(
     let mut held = match at_hand {
         Some(held) => held,
         // Boxed: connecting is a large future, and the request path holds many of these.
-        None => match timeout_at(plan.until, Box::pin(peer.hold(core, wanted))).await {
+        None => match timeout_at(plan.until(plan.began), Box::pin(peer.hold(core, wanted))).await {
             Ok(Ok(held)) => held,
             Ok(Err(failure)) => return Err(Lost::unconnected(peer, failure)),
             Err(_) => return Err(Lost::unconnected(peer, Failure::Slow("connecting"))),
         },
     };
+    let lines = request.fields.lines();
     let head = wire::Request {
         method: request.method,
         path: request.path,
         query: request.query,
         host: request.host(core, &peer.target),
-        fields: request.fields.iter(),
+        fields: request.fields.single(),
+        lines: &lines,
         body: match upload {
             None => Length::Nothing,
             Some(upload) => match upload.size_hint().exact() {
@@ -93,7 +95,7 @@ pub(super) async fn attempt(
 }
 
 /// Sends, and waits for the head of the answer, which may come before all was sent.
-fn poll_answer(
+pub(super) fn poll_answer(
     plan: &Plan<'_>,
     link: &mut Link,
     upload: &mut Option<Upload>,
@@ -119,16 +121,19 @@ fn poll_answer(
     if let Poll::Ready(heard) = wire.poll_head(method, cx) {
         return Poll::Ready(heard.map_err(Stop::Unread));
     }
-    // While we wait for the client, it is the client's time that runs out first.
-    let client = upload
-        .as_ref()
-        .filter(|_| wire.starving())
-        .map(|upload| upload.moved_at() + plan.bounds.idle_timeout.get())
-        .filter(|due| *due < plan.until);
-    ready!(link.alarm.poll(client.unwrap_or(plan.until), cx));
-    Poll::Ready(Err(match client {
-        Some(_) => Stop::Client(RequestBodyFault::TooSlow),
-        None => Stop::Late,
+    let moved_at = upload.as_ref().map_or(plan.began, Upload::moved_at);
+    // While we wait for the client, it is the client's time that runs out.
+    let client = upload.is_some() && wire.starving();
+    let due = if client {
+        (moved_at + plan.bounds.idle_timeout.get()).min(plan.ends_at)
+    } else {
+        plan.until(moved_at)
+    };
+    ready!(link.alarm.poll(due, cx));
+    Poll::Ready(Err(if client {
+        Stop::Client(RequestBodyFault::TooSlow)
+    } else {
+        Stop::Late
     }))
 }
 
@@ -152,7 +157,7 @@ fn poll_send(
 }
 
 /// What follows from an attempt without an answer.
-fn lost(
+pub(super) fn lost(
     peer: &Peer,
     request: &Outgoing<'_>,
     upload: &mut Option<Upload>,
@@ -203,7 +208,7 @@ fn lost(
 }
 
 /// The answer as the client may have it.
-fn relay(
+pub(super) fn relay(
     plan: &Plan<'_>,
     request: &Outgoing<'_>,
     upload: &mut Option<Upload>,
@@ -228,7 +233,7 @@ fn relay(
                 body::full(whole)
             }
         }
-        None => Box::pin(Answer {
+        None => Body::stream(Answer {
             held: Some(held),
             upload: upload.take().filter(|_| !unsendable),
             idle: plan.bounds.idle_timeout.get(),

@@ -3,7 +3,7 @@
 //! `config` is the shape of the file, `resolve` turns names into addresses beside the requests,
 //! `balance` chooses among them, `pool`, `places` and `connect` hold the connections of one core,
 //! `http` runs one exchange and `http1` or `http2` its attempts, `wire` speaks HTTP/1.1, `streams`
-//! bounds the two bodies, `headers` and `assertion` say what the upstream learns. Nothing here decides who may do what: [`Upstream::forward`] asks for a [`Permit`].
+//! bounds the two bodies, `tunnel` opens what is no exchange, `headers` and `assertion` say what the upstream learns. Nothing here decides who may do what: [`Upstream::forward`] asks for a [`Permit`].
 
 pub mod assertion;
 mod balance;
@@ -19,10 +19,12 @@ mod resolve;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod tunnel;
 mod wire;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ::http::Response;
 use schemars::JsonSchema;
@@ -30,21 +32,22 @@ use serde::{Deserialize, Serialize};
 
 use self::config::Settings;
 use self::headers::About;
-use self::http::Outgoing;
+use self::http::{Outgoing, Plan, Terms};
 use self::resolve::Targets;
 use crate::authz::Permit;
 use crate::body::Body;
 use crate::metrics::{Metrics, UpstreamMetrics};
-use crate::request::InboundRequest;
+use crate::request::{InboundRequest, Upgrade};
 use crate::schema::{Size, Span};
 use crate::tls::client::ClientConfig;
 
 pub use self::config::{HostHeader, PoolConfig, Protocol, RetryConfig, UpstreamConfig};
 pub use self::pool::Pools;
-pub use self::streams::StreamFault;
+pub use self::streams::{Alarm, StreamFault};
+pub use self::tunnel::{Far, Opened};
 
 /// Why a permitted request got no answer from its upstream. Never shown to clients.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Failure {
     /// No connection: refused, reset, TLS failed, no endpoint.
     #[error("cannot reach the upstream: {0}")]
@@ -113,6 +116,8 @@ pub struct Forwarding<'a> {
     pub route: &'a Arc<str>,
     /// The route's bounds on time and size.
     pub bounds: &'a Bounds,
+    /// Longest time from the last byte of the request to the head of its answer, whatever the route says.
+    pub head_timeout: Duration,
     /// The trace context to hand on.
     pub trace: &'a crate::telemetry::TraceContext,
     /// The decision's id.
@@ -123,7 +128,8 @@ pub struct Forwarding<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Bounds {
-    /// Longest wait for the head of the upstream's answer, all attempts together. Default `15s`.
+    /// Longest wait for the head of the upstream's answer, all attempts together, once the request is
+    /// sent or none of it moves. Default `15s`.
     pub head_timeout: Span,
     /// Longest time in which no byte moves in either body. Default `30s`.
     pub idle_timeout: Span,
@@ -195,6 +201,11 @@ impl Upstream {
         self.core.targets.usable()
     }
 
+    /// Whether its endpoints speak HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        self.config.protocol == Protocol::Http2
+    }
+
     /// Forwards one permitted request; the answer's body streams. Has to run on the worker that
     /// `pools` belongs to, inside its `LocalSet`. Dropping the future, or the answer's body before
     /// its end, ends the exchange with the upstream.
@@ -210,37 +221,69 @@ impl Upstream {
         forwarding: Forwarding<'_>,
         trail: &mut Trail,
     ) -> Result<Response<Body>, Failure> {
-        let about = About {
+        let about = self.about(request, permit, &forwarding);
+        let terms = Terms {
+            bounds: forwarding.bounds,
+            head_timeout: forwarding.head_timeout,
+            rules: forwarding.identity.rules(),
+        };
+        let outgoing = outgoing(&about);
+        http::exchange(&self.core, pools, &outgoing, body, terms, trail).await
+    }
+
+    /// Opens what a permitted request asks for instead of an answer. The answer may still be an
+    /// ordinary one, and then there is no other end. Has to run where [`Upstream::forward`] has to.
+    ///
+    /// # Errors
+    /// [`Failure`]; `trail` tells how far it got.
+    pub async fn tunnel(
+        &self,
+        pools: &Pools,
+        request: &InboundRequest,
+        upgrade: &Upgrade,
+        permit: &Permit,
+        forwarding: Forwarding<'_>,
+        trail: &mut Trail,
+    ) -> Result<Opened, Failure> {
+        let plan = Plan::begin(&self.core, forwarding.bounds, forwarding.head_timeout);
+        let key = match upgrade {
+            Upgrade::Connect => return tunnel::connect(&plan, pools, trail).await,
+            Upgrade::WebSocket { key } => key.as_ref(),
+            Upgrade::Faulty(_) => {
+                let why = "the request for a WebSocket is malformed".to_owned();
+                return Err(Failure::Broken(why));
+            }
+        };
+        let about = self.about(request, permit, &forwarding);
+        tunnel::websocket(&plan, pools, &outgoing(&about), key, trail).await
+    }
+
+    fn about<'a>(
+        &'a self,
+        request: &'a InboundRequest,
+        permit: &'a Permit,
+        forwarding: &'a Forwarding<'a>,
+    ) -> About<'a> {
+        About {
             upstream: &self.name,
             request,
             caller: &permit.caller,
             policy: permit.advice.identity.as_ref(),
             decided_by: &permit.decided_by,
-            forwarding: &forwarding,
+            forwarding,
             forward_authorization: self.config.forward_authorization,
-        };
-        let outgoing = Outgoing {
-            method: &request.method,
-            path: request.path.as_str(),
-            query: request.query.as_deref(),
-            host: request.host.as_str(),
-            fields: forwarding.identity.fields(&about),
-            accepts_trailers: request.accepts_trailers,
-        };
-        // Permission ages: nothing streams on after the credential has ended.
-        let mut bounds = forwarding.bounds.clone();
-        if let Some(lasts) = permit.lasts(request.received_at) {
-            bounds.total_timeout = bounds.total_timeout.min(Span::of(lasts));
         }
-        http::exchange(
-            &self.core,
-            pools,
-            outgoing,
-            body,
-            &bounds,
-            forwarding.identity.rules(),
-            trail,
-        )
-        .await
+    }
+}
+
+fn outgoing<'a>(about: &About<'a>) -> Outgoing<'a> {
+    let request = about.request;
+    Outgoing {
+        method: &request.method,
+        path: request.path.as_str(),
+        query: request.query.as_deref(),
+        host: request.host.as_str(),
+        fields: about.forwarding.identity.fields(about),
+        accepts_trailers: request.accepts_trailers,
     }
 }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::spawn_local;
 use tokio::time::{Instant, sleep};
 
 use super::balance::{Budget, Candidate, Health, choose};
-use super::connect::{self, Shared as Sender};
+use super::connect::{self, Shared};
 use super::http2::{Exchange, Outbound};
 use super::places::{Place, Places};
 use super::resolve::Target;
@@ -23,6 +24,8 @@ use super::{Core, Failure};
 
 /// How often idle connections and forgotten upstreams are looked for.
 const REAP_EVERY: Duration = Duration::from_secs(1);
+/// How long the settings of a new HTTP/2 connection are waited for.
+const SETTINGS_WAIT: Duration = Duration::from_secs(1);
 
 /// The connection pools of one core; made once per worker.
 #[derive(Debug, Default)]
@@ -142,6 +145,7 @@ pub(super) struct Peer {
     pub(super) health: Health,
     in_flight: Cell<usize>,
     places: Rc<Places>,
+    tunnels: Rc<Places>,
     idle: RefCell<Vec<Idle>>,
     shared: RefCell<Vec<Rc<Multiplexed>>>,
     connecting: tokio::sync::Mutex<()>,
@@ -169,7 +173,7 @@ struct Idle {
 /// An HTTP/2 connection.
 #[derive(Debug)]
 struct Multiplexed {
-    sender: Sender,
+    shared: Shared,
     born: Instant,
     used: Cell<Instant>,
     streams: Cell<usize>,
@@ -191,6 +195,7 @@ impl Peer {
             health: Health::default(),
             in_flight: Cell::new(0),
             places: Places::new(core.settings.places()),
+            tunnels: Places::new(core.settings.max_tunnels),
             idle: RefCell::new(Vec::new()),
             shared: RefCell::new(Vec::new()),
             connecting: tokio::sync::Mutex::new(()),
@@ -252,6 +257,20 @@ impl Peer {
                 });
             }
         }
+        self.connect(core, visit).await
+    }
+
+    /// A new HTTP/1 connection for a tunnel, or for the answer of who opens none.
+    ///
+    /// # Errors
+    /// As [`Peer::hold`]; nobody waits for a tunnel to end.
+    pub(super) async fn dedicated(self: &Rc<Self>, core: &Arc<Core>) -> Result<Held, Failure> {
+        let place = self.tunnels.try_take();
+        let visit = self.visit(core, place.ok_or(Failure::Saturated)?);
+        self.connect(core, visit).await
+    }
+
+    async fn connect(&self, core: &Core, visit: Visit) -> Result<Held, Failure> {
         let began = Instant::now();
         let tls = core.tls.as_ref();
         let wait = core.settings.connect_timeout;
@@ -293,6 +312,29 @@ impl Peer {
         wanted: Wanted,
     ) -> Result<Stream, Failure> {
         let place = self.places.take(core.settings.wait).await;
+        self.stream_on(core, exchange, wanted, place).await
+    }
+
+    /// As [`Peer::stream`], for a tunnel; nobody waits for one to end.
+    ///
+    /// # Errors
+    /// As [`Peer::hold`].
+    pub(super) async fn tunnel_stream(
+        self: &Rc<Self>,
+        core: &Arc<Core>,
+        exchange: &Rc<Exchange>,
+    ) -> Result<Stream, Failure> {
+        let place = self.tunnels.try_take();
+        self.stream_on(core, exchange, Wanted::Any, place).await
+    }
+
+    async fn stream_on(
+        self: &Rc<Self>,
+        core: &Arc<Core>,
+        exchange: &Rc<Exchange>,
+        wanted: Wanted,
+        place: Option<Place>,
+    ) -> Result<Stream, Failure> {
         let visit = self.visit(core, place.ok_or(Failure::Saturated)?);
         let (connection, reused) = self.multiplexed(core, wanted).await?;
         Ok(Stream {
@@ -323,11 +365,11 @@ impl Peer {
         let began = Instant::now();
         let tls = core.tls.as_ref();
         let wait = core.settings.connect_timeout;
-        let sender = connect::shared(&self.target, tls, wait).await?;
+        let shared = connect::shared(&self.target, tls, wait).await?;
         let born = Instant::now();
         core.metrics.upstream_connected(&core.name, born - began);
         let one = Rc::new(Multiplexed {
-            sender,
+            shared,
             born,
             used: Cell::new(born),
             streams: Cell::new(1),
@@ -344,7 +386,9 @@ impl Peer {
         let now = Instant::now();
         let mut shared = self.shared.borrow_mut();
         // One past its lifetime takes no new streams; it ends with its last one.
-        shared.retain(|one| !one.sender.is_closed() && now - one.born < core.settings.max_lifetime);
+        shared.retain(|one| {
+            !one.shared.sender.is_closed() && now - one.born < core.settings.max_lifetime
+        });
         let free = shared.iter().find(|one| {
             one.streams.get() < core.settings.max_streams
                 && since.is_none_or(|since| one.born >= since)
@@ -365,7 +409,7 @@ impl Peer {
         });
         self.shared.borrow_mut().retain(|one| {
             let idle = one.streams.get() == 0 && now - one.used.get() >= core.settings.idle_timeout;
-            !one.sender.is_closed() && !idle && now - one.born < core.settings.max_lifetime
+            !one.shared.sender.is_closed() && !idle && now - one.born < core.settings.max_lifetime
         });
     }
 
@@ -387,7 +431,7 @@ impl Idle {
 
 /// An exchange that counts at its endpoint.
 #[derive(Debug)]
-struct Visit {
+pub(super) struct Visit {
     peer: Rc<Peer>,
     core: Arc<Core>,
     _place: Place,
@@ -412,6 +456,13 @@ pub(super) struct Held {
 }
 
 impl Held {
+    /// Takes the connection for another protocol: the stream, what was read ahead of it, and what
+    /// counts it at its endpoint until it is dropped.
+    pub(super) fn into_tunnel(self) -> (connect::Stream, Bytes, Visit) {
+        let (stream, ahead) = self.link.wire.into_parts();
+        (stream, ahead, self.visit)
+    }
+
     /// The answer was read to its end. The connection goes back to the pool, if the request had been
     /// sent to its end too: otherwise the rest of it would be taken for the next request's head.
     pub(super) fn finish(self) {
@@ -453,9 +504,15 @@ impl Stream {
         self.reused
     }
 
+    /// Whether the endpoint opens tunnels on streams. A new connection has some time to say so.
+    pub(super) async fn opens_tunnels(&self) -> bool {
+        let until = self.connection.born + SETTINGS_WAIT;
+        self.connection.shared.tunnels.said(until).await
+    }
+
     /// Sends the request and waits for the head of the answer.
     pub(super) async fn send(&self, request: http::Request<Outbound>) -> Sent {
-        let mut sender = self.connection.sender.clone();
+        let mut sender = self.connection.shared.sender.clone();
         sender.try_send_request(request).await
     }
 }

@@ -34,11 +34,11 @@ pub enum StreamFault {
 /// time, or when it would fire after it. One that is kept with a connection is registered once for
 /// many exchanges.
 #[derive(Debug, Default)]
-pub(super) struct Alarm(Option<Pin<Box<Sleep>>>);
+pub struct Alarm(Option<Pin<Box<Sleep>>>);
 
 impl Alarm {
     /// Ready when `due` has passed. To be asked only when there is nothing else to do.
-    pub(super) fn poll(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll(&mut self, due: Instant, cx: &mut Context<'_>) -> Poll<()> {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if sleep.deadline() > due {
             sleep.as_mut().reset(due);
@@ -132,7 +132,7 @@ impl HttpBody for Upload {
         };
         let mut frame = match put_back {
             Some(piece) => Frame::data(piece),
-            None => match ready!(this.inner.as_mut().poll_frame(cx)) {
+            None => match ready!(Pin::new(&mut this.inner).poll_frame(cx)) {
                 Some(Ok(frame)) => frame,
                 Some(Err(_)) => return Poll::Ready(Some(Err(RequestBodyFault::BrokenOff))),
                 None => {

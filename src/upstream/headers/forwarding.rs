@@ -1,11 +1,12 @@
 //! `X-Forwarded-*` (by convention) and `Forwarded` (RFC 7239), rebuilt by trust: what a trusted
 //! proxy saw is kept, what a client wrote about itself is not.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::request::{Forwarded, Host, InboundRequest, Scheme};
+use crate::request::{Forwarded, Host, InboundRequest, Lines, Scheme};
 
 /// Most hops that are told. The nearest ones are kept: the farther one is, the less is known of it.
 const MAX_HOPS: usize = 16;
@@ -17,31 +18,24 @@ const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 
 const NAMES: [HeaderName; 5] = [FOR, PROTO, HOST, PORT, header::FORWARDED];
 
-/// Adds the forwarding headers of a request to what is ours.
-pub(super) fn write(request: &InboundRequest, ours: &mut Vec<(HeaderName, HeaderValue)>) {
+/// The forwarding headers of a request.
+pub(super) fn lines(request: &InboundRequest) -> Cow<'_, Lines> {
     if request.via_trusted_proxy {
-        add(ours, told(request));
-        return;
+        return Cow::Owned(told(request));
     }
     // A stranger's connection says the same of each of its requests for one host.
-    let memo = request.conn.forwarded.get_or_init(|| Forwarded {
+    let memo = request.conn.forwarded.upstream.get_or_init(|| Forwarded {
         host: request.host.clone(),
-        fields: told(request),
+        lines: told(request),
     });
     if memo.host == request.host {
-        add(ours, memo.fields.clone());
+        Cow::Borrowed(&memo.lines)
     } else {
-        add(ours, told(request));
+        Cow::Owned(told(request))
     }
 }
 
-fn add(ours: &mut Vec<(HeaderName, HeaderValue)>, fields: [Option<HeaderValue>; 5]) {
-    let fields = NAMES.into_iter().zip(fields);
-    ours.extend(fields.filter_map(|(name, value)| Some((name, value?))));
-}
-
-/// The fields, in the order of [`NAMES`].
-fn told(request: &InboundRequest) -> [Option<HeaderValue>; 5] {
+fn told(request: &InboundRequest) -> Lines {
     let headers = &request.headers;
     let hops = hops(request, headers);
     let trusted = |name: &HeaderName| {
@@ -66,15 +60,18 @@ fn told(request: &InboundRequest) -> [Option<HeaderValue>; 5] {
         });
 
     let list: Vec<String> = hops.iter().map(ToString::to_string).collect();
-    [
+    let values = [
         list.join(", "),
         proto.as_str().to_owned(),
         host.as_str().to_owned(),
         port.to_string(),
         forwarded(&hops, proto, host.as_str()),
-    ]
+    ];
     // None of these can hold anything but visible ASCII; if one did, absent is safe.
-    .map(|value| HeaderValue::try_from(value).ok())
+    let fields = NAMES.into_iter().zip(values.map(HeaderValue::try_from));
+    fields
+        .filter_map(|(name, value)| Some((name, value.ok()?)))
+        .collect()
 }
 
 /// The hops a request came through, the client first, our peer last.
@@ -170,9 +167,7 @@ mod tests {
         let (request, ()) =
             InboundRequest::parse(&conn, RequestId::random(), request, clock::now(), &rules)
                 .unwrap();
-        let mut ours = Vec::new();
-        write(&request, &mut ours);
-        ours.into_iter().collect()
+        lines(&request).fields().iter().cloned().collect()
     }
 
     #[test]

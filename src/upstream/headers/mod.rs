@@ -7,7 +7,9 @@ mod forwarding;
 pub(super) mod hops;
 pub(super) mod source;
 
+use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use schemars::JsonSchema;
@@ -20,9 +22,8 @@ use crate::authn::Caller;
 use crate::authz::DecidedBy;
 use crate::body::Body;
 use crate::document::Value;
-use crate::request::{InboundRequest, Rules, is_hop_by_hop};
+use crate::request::{InboundRequest, Lines, RequestId, Rules, is_hop_by_hop};
 use crate::schema::{Compile, Named};
-use crate::telemetry::TraceContext;
 
 /// Most identity headers.
 const MAX_HEADERS: usize = 64;
@@ -57,9 +58,12 @@ const RESERVED: [&str; 26] = [
     "x-request-id",
 ];
 
-/// How many fields of ours there are beside those of the configuration, at most: five that tell of
-/// the way, two of the trace, the request's id and the assertion.
-const OURS: usize = 9;
+/// Longest lines that are remembered of an identity, in bytes; what is longer is written anew for each
+/// request.
+const LONGEST_MEMO: usize = 4 * 1024;
+
+/// How many more fields there are, mostly.
+const MORE: usize = 16;
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
@@ -86,7 +90,11 @@ pub struct IdentityConfig {
 #[derive(Debug, Default)]
 pub struct IdentityHeaders {
     config: IdentityConfig,
-    headers: Vec<(HeaderName, Source)>,
+    /// Names this object among all that this process ever had, for what is remembered of identities.
+    id: u64,
+    /// Those whose values are the same in all requests of one identity.
+    of_identity: Vec<(HeaderName, Source)>,
+    others: Vec<(HeaderName, Source)>,
     assertion: Option<Assertion>,
     rules: Arc<Rules>,
 }
@@ -125,9 +133,15 @@ impl IdentityConfig {
             owned: owned.cloned().collect(),
             ..Rules::default()
         };
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let (of_identity, others) = headers
+            .into_iter()
+            .partition(|(_, source)| source.is_of_identity());
         Some(Arc::new(IdentityHeaders {
             config: self,
-            headers,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            of_identity,
+            others,
             assertion,
             rules: Arc::new(rules),
         }))
@@ -230,8 +244,8 @@ impl IdentityHeaders {
             policy: about.policy,
             certificate: certificate.and_then(|tls| tls.peer_certificate.as_deref()),
         };
-        let mut ours = Vec::with_capacity(self.headers.len() + OURS);
-        for (name, source) in &self.headers {
+        let mut ours = Vec::new();
+        for (name, source) in &self.others {
             if let Some(value) = source.value(facts) {
                 ours.push((name.clone(), value));
             }
@@ -250,17 +264,48 @@ impl IdentityHeaders {
                 ours.push((assertion.header.clone(), value));
             }
         }
-        forwarding::write(request, &mut ours);
-        trace(forwarding.trace, &mut ours);
-        if let Ok(id) = HeaderValue::from_bytes(request.id.as_bytes()) {
-            ours.push((REQUEST_ID, id));
+        if let Some(state) = &forwarding.trace.state
+            && let Ok(state) = HeaderValue::from_str(state)
+        {
+            ours.push((TRACESTATE, state));
         }
         Fields {
             theirs: &request.headers,
             forward_authorization: about.forward_authorization,
             owned: &self.rules.owned,
             ours,
+            shared: [self.of_caller(facts), forwarding::lines(request)],
+            // W3C trace context: our span is the parent of the upstream's.
+            traceparent: forwarding.trace.traceparent(),
+            id: request.id,
         }
+    }
+
+    /// The headers that say who the caller is.
+    fn of_caller<'a>(&self, facts: Facts<'a>) -> Cow<'a, Lines> {
+        let write = || {
+            let fields = self.of_identity.iter();
+            let fields =
+                fields.filter_map(|(name, source)| Some((name.clone(), source.value(facts)?)));
+            fields.collect::<Lines>()
+        };
+        let Some(identity) = facts.caller.identity() else {
+            return Cow::Owned(Lines::default());
+        };
+        if let Some((by, lines)) = identity.told.upstream.get() {
+            // What was written by another configuration stays there until the credential is read anew.
+            return if *by == self.id {
+                Cow::Borrowed(lines)
+            } else {
+                Cow::Owned(write())
+            };
+        }
+        let lines = write();
+        if lines.text().len() > LONGEST_MEMO {
+            return Cow::Owned(lines);
+        }
+        let (_, lines) = identity.told.upstream.get_or_init(|| (self.id, lines));
+        Cow::Borrowed(lines)
     }
 }
 
@@ -271,11 +316,16 @@ pub struct Fields<'a> {
     theirs: &'a HeaderMap,
     forward_authorization: bool,
     owned: &'a [HeaderName],
+    /// Written for this request alone.
     ours: Vec<(HeaderName, HeaderValue)>,
+    /// Those of the caller, and those of the way here.
+    shared: [Cow<'a, Lines>; 2],
+    traceparent: [u8; 55],
+    id: RequestId,
 }
 
 impl<'a> Fields<'a> {
-    /// Only these.
+    /// Those of a client.
     #[cfg(test)]
     pub(super) fn of(theirs: &'a HeaderMap) -> Self {
         Self {
@@ -283,20 +333,49 @@ impl<'a> Fields<'a> {
             forward_authorization: false,
             owned: &[],
             ours: Vec::new(),
+            shared: Default::default(),
+            traceparent: [b'0'; 55],
+            id: RequestId::random(),
         }
     }
 
-    /// All fields; those of one name stand together.
-    pub fn iter(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    /// Those that are written one by one; the others stand in [`Fields::lines`]. Those of one name
+    /// stand together.
+    pub fn single(&self) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
         let theirs = self.theirs.iter().filter(|(name, _)| self.travels(name));
         theirs.chain(self.ours.iter().map(|(name, value)| (name, value)))
     }
 
+    /// Whole lines, one piece behind the other, of all the fields that are not among the single ones.
+    pub fn lines(&self) -> [&[u8]; 7] {
+        let [caller, way] = &self.shared;
+        [
+            caller.text(),
+            way.text(),
+            b"traceparent: ",
+            &self.traceparent,
+            b"\r\nx-request-id: ",
+            self.id.as_bytes(),
+            b"\r\n",
+        ]
+    }
+
     /// All fields as a map.
     pub(super) fn to_map(&self) -> HeaderMap {
-        let mut map = HeaderMap::with_capacity(self.theirs.keys_len() + self.ours.len());
-        for (name, value) in self.iter() {
+        let mut map = HeaderMap::with_capacity(self.theirs.keys_len() + self.ours.len() + MORE);
+        let shared = self.shared.iter().flat_map(|lines| lines.fields());
+        let shared = shared.map(|(name, value)| (name, value));
+        for (name, value) in self.single().chain(shared) {
             map.append(name.clone(), value.clone());
+        }
+        let made: [(_, &[u8]); 2] = [
+            (TRACEPARENT, &self.traceparent),
+            (REQUEST_ID, self.id.as_bytes()),
+        ];
+        for (name, value) in made {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                map.append(name, value);
+            }
         }
         map
     }
@@ -341,90 +420,5 @@ pub struct About<'a> {
     pub forward_authorization: bool,
 }
 
-/// W3C trace context: our span is the parent of the upstream's.
-fn trace(trace: &TraceContext, ours: &mut Vec<(HeaderName, HeaderValue)>) {
-    if let Ok(parent) = HeaderValue::from_bytes(&trace.traceparent()) {
-        ours.push((TRACEPARENT, parent));
-    }
-    if let Some(state) = &trace.state
-        && let Ok(state) = HeaderValue::from_str(state)
-    {
-        ours.push((TRACESTATE, state));
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-    use crate::metrics::Metrics;
-    use crate::schema::Problem;
-
-    fn compile(yaml: &str) -> Result<Arc<IdentityHeaders>, Vec<Problem>> {
-        let config: IdentityConfig = serde_yaml::from_str(yaml).unwrap();
-        let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::new(Metrics::default()));
-        let compiled = config.compile(None, &mut cx);
-        compiled.ok_or_else(|| cx.finish().0)
-    }
-
-    #[test]
-    fn configured_headers_are_owned() {
-        let headers = compile("headers: { X-User-Id: subject, x-roles: roles }").unwrap();
-        let mut owned = headers.owned();
-        owned.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-        assert_eq!(owned, ["x-roles", "x-user-id"]);
-        assert!(headers.rules().owns("X_USER_ID"));
-    }
-
-    #[test]
-    fn names_that_mean_something_else_are_refused() {
-        for name in [
-            "host",
-            "Connection",
-            "Content-Length",
-            "cookie",
-            "x-forwarded-for",
-            "transfer-encoding",
-            "x_user_id",
-            "x user",
-            "authorization",
-            "traceparent",
-        ] {
-            let problems = compile(&format!("headers: {{ \"{name}\": subject }}")).unwrap_err();
-            assert_eq!(problems.len(), 1, "{name}");
-        }
-    }
-
-    #[test]
-    fn one_header_in_two_spellings_is_refused() {
-        let problems = compile("headers: { x-user: subject, X-User: id }").unwrap_err();
-        assert!(problems[0].message.contains("twice"), "{problems:?}");
-    }
-
-    #[test]
-    fn every_problem_is_reported() {
-        let problems = compile("headers: { host: nonsense, x-a: claim }").unwrap_err();
-        assert_eq!(problems.len(), 3);
-        assert_eq!(problems[0].path, "headers.host");
-    }
-
-    #[test]
-    fn trace_context_names_our_span_as_parent() {
-        let context = TraceContext {
-            trace_id: "4bf92f3577b34da6a3ce929d0e0e4736".parse().unwrap(),
-            parent_id: None,
-            span_id: "00f067aa0ba902b7".parse().unwrap(),
-            sampled: true,
-            state: Some("a=b".into()),
-        };
-        let mut ours = Vec::new();
-        trace(&context, &mut ours);
-        let headers: HeaderMap = ours.into_iter().collect();
-        assert_eq!(
-            headers["traceparent"],
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-        );
-        assert_eq!(headers["tracestate"], "a=b");
-    }
-}
+mod tests;

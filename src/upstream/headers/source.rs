@@ -7,6 +7,7 @@ use http::HeaderValue;
 
 use crate::authn::{Caller, Identity};
 use crate::document::{self, Value};
+use crate::request::scan::Odd;
 use crate::tls::PeerCertificate;
 
 /// Longest value of one identity header. A longer one is left out: half a list of roles, or half a
@@ -83,6 +84,26 @@ impl Source {
         }
     }
 
+    /// Whether the value is the same in all requests of one identity.
+    pub(super) fn is_of_identity(&self) -> bool {
+        match self {
+            Self::Subject
+            | Self::Issuer
+            | Self::Id
+            | Self::Client
+            | Self::Method
+            | Self::Scopes
+            | Self::Roles
+            | Self::TokenId
+            | Self::Claim(_) => true,
+            Self::Policy(_)
+            | Self::CertificateDigest
+            | Self::CertificateSubject
+            | Self::CertificateSpiffe
+            | Self::Text(_) => false,
+        }
+    }
+
     /// The value for this request; `None` where there is none, so that the header is absent.
     pub(super) fn value(&self, facts: Facts<'_>) -> Option<HeaderValue> {
         if let Self::Text(constant) = self {
@@ -142,8 +163,12 @@ fn plain(value: &Value) -> Option<Arc<str>> {
 
 fn scalar(text: &str) -> Option<HeaderValue> {
     // Most values need no encoding, and then one copy is all.
-    let plain = |plain: bool, &b: &u8| plain & matches!(b, 0x21..=0x7e) & (b != b'%');
-    if text.as_bytes().iter().fold(true, plain) {
+    const ODD: Odd = Odd {
+        below: 0x21,
+        from: Some(0x7f),
+        also: *b"%%",
+    };
+    if !ODD.any(text.as_bytes()) {
         if text.is_empty() || text.len() > MAX_VALUE {
             return None;
         }

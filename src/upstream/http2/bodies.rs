@@ -45,6 +45,11 @@ impl Exchange {
         })
     }
 
+    /// When something moved last in either direction.
+    pub(super) fn moved_at(&self) -> Instant {
+        self.moved_at.get()
+    }
+
     /// What went wrong with the client's body.
     pub(super) fn fault(&self) -> Option<RequestBodyFault> {
         self.fault.get()
@@ -91,7 +96,7 @@ pub(in crate::upstream) struct Outbound {
 
 impl Outbound {
     /// The body of this exchange's request, if it has one.
-    pub(super) fn new(upload: Option<Upload>, exchange: Rc<Exchange>) -> Self {
+    pub(in crate::upstream) fn new(upload: Option<Upload>, exchange: Rc<Exchange>) -> Self {
         if upload.is_none() {
             exchange.sent.set(true);
         }

@@ -2,6 +2,7 @@
 
 mod bodies;
 
+use std::pin::pin;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -32,7 +33,11 @@ pub(super) async fn attempt(
     wanted: Wanted,
 ) -> Result<Response<Body>, Lost> {
     let exchange = Exchange::begin(plan.bounds.idle_timeout.get(), plan.ends_at);
-    let leased = timeout_at(plan.until, peer.stream(plan.core, &exchange, wanted)).await;
+    let leased = timeout_at(
+        plan.until(plan.began),
+        peer.stream(plan.core, &exchange, wanted),
+    )
+    .await;
     let stream = match leased {
         Ok(Ok(stream)) => stream,
         Ok(Err(failure)) => return Err(Lost::unconnected(peer, failure)),
@@ -44,7 +49,7 @@ pub(super) async fn attempt(
     let twice = stream.reused() && request.idempotent() && upload.is_none();
     let body = Outbound::new(upload.take(), Rc::clone(&exchange));
     let message = message(plan, &peer.target, request, body).map_err(Lost::for_good)?;
-    let Ok(sent) = timeout_at(plan.until, stream.send(message)).await else {
+    let Some(sent) = in_time(plan, &exchange, stream.send(message)).await else {
         // A client that is slow to send is not the endpoint's fault.
         if exchange.sent() {
             peer.health.failed(Instant::now());
@@ -87,8 +92,26 @@ pub(super) async fn attempt(
     })
 }
 
+/// Waits for the head of the answer, for longer while the upload moves.
+async fn in_time<T>(
+    plan: &Plan<'_>,
+    exchange: &Exchange,
+    sending: impl Future<Output = T>,
+) -> Option<T> {
+    let mut sending = pin!(sending);
+    loop {
+        let until = plan.until(exchange.moved_at());
+        if let Ok(sent) = timeout_at(until, sending.as_mut()).await {
+            return Some(sent);
+        }
+        if plan.until(exchange.moved_at()) <= until {
+            return None;
+        }
+    }
+}
+
 /// The request as this endpoint gets it.
-fn message(
+pub(super) fn message(
     plan: &Plan<'_>,
     target: &Target,
     request: &Outgoing<'_>,
@@ -127,7 +150,7 @@ fn message(
 }
 
 /// The answer as the client may have it.
-fn relay(
+pub(super) fn relay(
     answer: Response<Incoming>,
     stream: Stream,
     exchange: Rc<Exchange>,
@@ -147,7 +170,7 @@ fn relay(
     let body = if incoming.is_end_stream() {
         body::empty()
     } else {
-        Box::pin(Answer::new(incoming, exchange, stream))
+        Body::stream(Answer::new(incoming, exchange, stream))
     };
     let mut response = Response::new(body);
     *response.status_mut() = parts.status;
@@ -155,7 +178,7 @@ fn relay(
     Ok(response)
 }
 
-fn failure(exchange: &Exchange, error: &hyper::Error) -> Failure {
+pub(super) fn failure(exchange: &Exchange, error: &hyper::Error) -> Failure {
     if let Some(fault) = exchange.fault() {
         return Failure::RequestBody(fault);
     }

@@ -97,6 +97,7 @@ async fn forwarded(
         state: None,
     };
     let forwarding = Forwarding {
+        head_timeout: Duration::from_secs(30),
         identity,
         route: &"read-order".into(),
         bounds: &bounds(),

@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 use tokio::task::{LocalSet, spawn_local};
 
 use super::headers::Fields;
-use super::http::{Outgoing, exchange};
+use super::http::{Outgoing, Terms, exchange};
 use super::{Bounds, Failure, Pools, Trail, Upstream, UpstreamConfig};
 use crate::body::{self, Body, BodyError};
 use crate::metrics::Metrics;
@@ -194,10 +194,13 @@ impl Call<'_> {
         exchange(
             &self.upstream.core,
             self.pools,
-            outgoing,
+            &outgoing,
             std::mem::replace(&mut self.body, body::empty()),
-            &self.bounds,
-            &rules,
+            Terms {
+                bounds: &self.bounds,
+                head_timeout: Duration::from_secs(30),
+                rules: &rules,
+            },
             &mut self.trail,
         )
         .await
@@ -219,7 +222,7 @@ pub(super) type Feed = mpsc::UnboundedSender<Result<Frame<Bytes>, BodyError>>;
 
 pub(super) fn fed() -> (Feed, Body) {
     let (feed, body) = mpsc::unbounded_channel();
-    (feed, Box::pin(Fed(body)))
+    (feed, Body::stream(Fed(body)))
 }
 
 pub(super) fn data(feed: &Feed, text: &'static str) {

@@ -249,7 +249,7 @@ async fn echo() -> Server {
                     Ok(Frame::trailers(fields)),
                 ];
                 let frames = Frames(frames.into_iter());
-                let frames: body::Body = Box::pin(frames);
+                let frames = body::Body::stream(frames);
                 Ok(Response::new(frames))
             }
         });

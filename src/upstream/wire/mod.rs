@@ -77,6 +77,8 @@ pub(super) struct Wire<S> {
     lasting: bool,
     /// Whether any byte came since the request was begun.
     answered: bool,
+    /// Whether the request asked for another protocol.
+    switching: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
@@ -91,6 +93,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             incoming: Incoming::Nothing,
             lasting: true,
             answered: false,
+            switching: false,
         }
     }
 
@@ -126,6 +129,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.lasting = true;
         self.answered = false;
         self.output.begin(request)
+    }
+
+    /// The request that was begun asks for another protocol, so that a 101 is an answer to it. The
+    /// connection carries no other exchange then, whatever the answer: who cannot say where this one
+    /// ends must not be asked again.
+    pub(super) fn may_switch(&mut self) {
+        self.switching = true;
+    }
+
+    /// The stream, and what was read ahead of it: the first bytes of the other protocol.
+    pub(super) fn into_parts(self) -> (S, Bytes) {
+        // A copy: the buffer is as large as a head may be, and would be kept for as long as this is.
+        (self.stream, Bytes::copy_from_slice(&self.input))
     }
 
     /// Sends the request, its body as it comes, and is ready when the last byte has left.
@@ -172,9 +188,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                 self.lines = Lines::default();
                 let head = head::parse(self.input.split_to(end).freeze(), fields, method)
                     .map_err(Fault::Malformed)?;
+                let switched = head.answer.status == http::StatusCode::SWITCHING_PROTOCOLS;
+                if switched && self.switching {
+                    return Poll::Ready(Ok(head.answer));
+                }
                 if head.answer.status.is_informational() {
                     self.interim += 1;
-                    if head.answer.status == http::StatusCode::SWITCHING_PROTOCOLS {
+                    if switched {
                         return Poll::Ready(Err(Fault::Malformed("it switched protocols unasked")));
                     }
                     if self.interim > MAX_INTERIM {
@@ -251,7 +271,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether the next exchange may use this connection: both messages ended where they said, and
     /// nothing follows.
     pub(super) fn reusable(&mut self) -> bool {
-        let reusable = self.lasting && self.sent() && self.ended() && self.input.is_empty();
+        let reusable =
+            self.lasting && !self.switching && self.sent() && self.ended() && self.input.is_empty();
         if self.input.capacity() > KEPT {
             self.input = BytesMut::new();
         }

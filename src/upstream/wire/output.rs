@@ -9,6 +9,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame};
 use tokio::io::AsyncWrite;
 
+use crate::request::scan::Odd;
+
 /// The head of a request.
 #[derive(Debug)]
 pub(in crate::upstream) struct Request<'a, F> {
@@ -20,6 +22,8 @@ pub(in crate::upstream) struct Request<'a, F> {
     /// `Content-Length` counts only where there is no body; otherwise what is said about the body
     /// is what is sent.
     pub(in crate::upstream) fields: F,
+    /// Whole lines, in pieces, of fields that are none of those above, and say nothing about the body.
+    pub(in crate::upstream) lines: &'a [&'a [u8]],
     pub(in crate::upstream) body: Length,
 }
 
@@ -130,6 +134,9 @@ impl Output {
             cookies = cookie;
             out.extend_from_slice(value.as_bytes());
             out.extend_from_slice(b"\r\n");
+        }
+        for piece in request.lines {
+            out.extend_from_slice(piece);
         }
         self.rest = match request.body {
             Length::Nothing => Rest::Nothing,
@@ -307,7 +314,10 @@ impl Output {
 
 /// Whether a request line, or `Host`, can hold this.
 fn legal(text: &str) -> bool {
-    // Without a way out early, so that many bytes are looked at in one step.
-    let illegal = |found, b: &u8| found | (*b <= b' ') | (*b == 0x7f);
-    !text.as_bytes().iter().fold(false, illegal)
+    const ODD: Odd = Odd {
+        below: 0x21,
+        from: None,
+        also: [0x7f; 2],
+    };
+    !ODD.any(text.as_bytes())
 }

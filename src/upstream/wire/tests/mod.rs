@@ -142,6 +142,7 @@ pub(super) fn get<'a>(
         query: None,
         host: "a.test",
         fields: headers.iter(),
+        lines: &[],
         body: Length::Nothing,
     }
 }

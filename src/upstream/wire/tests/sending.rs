@@ -110,6 +110,7 @@ fn what_does_not_fit_into_a_request_line_is_not_sent() {
             query,
             host,
             fields: headers.iter(),
+            lines: &[],
             method: &method,
             body: Length::Nothing,
         };

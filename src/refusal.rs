@@ -4,6 +4,7 @@
 //! record gets `Display` and the chain of sources. Metrics get [`Public::code`]. The matches are
 //! exhaustive on purpose: a new failure must choose its face.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{self, HeaderName, HeaderValue};
@@ -14,15 +15,17 @@ use crate::authn;
 use crate::authz::{Denial, StepUp};
 use crate::body::{self, Body};
 use crate::limit::{Exceeded, Quota};
-use crate::request::{InboundRequest, Malformed, RequestId};
+use crate::request::{ConnInfo, InboundRequest, Malformed, RequestId, UpgradeFault};
+use crate::revocation::{Revoked, What};
+use crate::tls::{Lapse, PeerCertificate};
 use crate::upstream::{self, RequestBodyFault};
 
 /// How much is left (draft-ietf-httpapi-ratelimit-headers).
-pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// Why a request was not forwarded, or got no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
     /// It can be read in several ways, or not at all.
     #[error(transparent)]
@@ -37,6 +40,17 @@ pub enum Refusal {
         failure: authn::Failure,
         /// Whether a bearer token could have opened the route.
         bearer: bool,
+    },
+    /// What they came with was good once.
+    #[error(transparent)]
+    Revoked(#[from] Revoked),
+    /// The connection was opened with a certificate that is good no longer; it ends.
+    #[error("{lapse}{}", named(.certificate.as_deref()))]
+    Lapsed {
+        /// Why not.
+        lapse: Lapse,
+        /// Which one.
+        certificate: Option<Arc<PeerCertificate>>,
     },
     /// We know who it is from, and no.
     #[error("denied: {}", .0.reason.code())]
@@ -56,6 +70,25 @@ pub enum Refusal {
     /// Our own fault.
     #[error("a fault inside the gateway")]
     Internal,
+}
+
+/// A certificate, for the record.
+fn named(certificate: Option<&PeerCertificate>) -> String {
+    certificate.map_or_else(String::new, |certificate| {
+        let (serial, issuer) = (&certificate.serial, &certificate.issuer);
+        format!(": {}, serial {serial} of {issuer}", certificate.subject)
+    })
+}
+
+impl Refusal {
+    /// The certificate of this connection is good no longer.
+    pub fn lapsed(lapse: Lapse, conn: &ConnInfo) -> Self {
+        let tls = conn.tls.as_ref();
+        Self::Lapsed {
+            lapse,
+            certificate: tls.and_then(|tls| tls.peer_certificate.clone()),
+        }
+    }
 }
 
 impl From<Denial> for Refusal {
@@ -148,6 +181,30 @@ impl Refusal {
                         "misdirected",
                         "This connection does not serve that host.",
                     ),
+                    Malformed::Upgrade(UpgradeFault::Protocol) => (
+                        // RFC 9220 section 3.
+                        StatusCode::NOT_IMPLEMENTED,
+                        "protocol_not_supported",
+                        "The protocol is not supported.",
+                    ),
+                    Malformed::Upgrade(UpgradeFault::Version) => (
+                        // RFC 6455 section 4.2.2.
+                        StatusCode::UPGRADE_REQUIRED,
+                        "upgrade_version",
+                        "The version of the protocol is not supported.",
+                    ),
+                    Malformed::Upgrade(
+                        UpgradeFault::Several
+                        | UpgradeFault::Connection
+                        | UpgradeFault::Method
+                        | UpgradeFault::Body
+                        | UpgradeFault::Key
+                        | UpgradeFault::Target,
+                    ) => (
+                        StatusCode::BAD_REQUEST,
+                        "bad_upgrade",
+                        "The request for another protocol is malformed.",
+                    ),
                     Malformed::TooLarge => (
                         StatusCode::PAYLOAD_TOO_LARGE,
                         "body_too_large",
@@ -184,6 +241,54 @@ impl Refusal {
                         "Credentials cannot be checked at the moment.",
                     )
                 },
+            },
+            Self::Revoked(revoked) => match revoked.what {
+                // Nothing is wrong with the credential as far as anybody knows: the gateway cannot
+                // find out, as when an issuer's keys are not there.
+                What::Stale => Public {
+                    retry_after: Some(Duration::from_secs(5)),
+                    ..face(
+                        StatusCode::SERVICE_UNAVAILABLE,
+                        "authentication_unavailable",
+                        "Credentials cannot be checked at the moment.",
+                    )
+                },
+                // A new token helps against the last one, too.
+                What::Token
+                | What::Subject
+                | What::Session
+                | What::Client
+                | What::Key
+                | What::Certificate
+                | What::Version
+                | What::Old => face(
+                    StatusCode::UNAUTHORIZED,
+                    "unauthenticated",
+                    "The credentials were not accepted.",
+                ),
+            },
+            Self::Lapsed {
+                lapse: Lapse::Unknown,
+                ..
+            } => Public {
+                retry_after: Some(Duration::from_secs(5)),
+                close: true,
+                ..face(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "authentication_unavailable",
+                    "Credentials cannot be checked at the moment.",
+                )
+            },
+            Self::Lapsed {
+                lapse: Lapse::Revoked | Lapse::Expired | Lapse::Authority,
+                ..
+            } => Public {
+                close: true,
+                ..face(
+                    StatusCode::UNAUTHORIZED,
+                    "unauthenticated",
+                    "The credentials were not accepted.",
+                )
             },
             Self::Denied(denial) => {
                 let status = match (&denial.step_up, denial.status) {
@@ -279,9 +384,41 @@ impl Refusal {
                 authn::Failure::Unavailable { .. } => "issuer.unavailable",
                 authn::Failure::Confused => "credential.several",
             },
+            Self::Revoked(revoked) => revoked.code(),
+            Self::Lapsed { lapse, .. } => lapse.code(),
             Self::Denied(denial) => denial.reason.code(),
             Self::DeadlinePassed | Self::Overloaded(_) | Self::Internal => self.public().code,
         }
+    }
+
+    /// The client's word when a permission that was given ends like this.
+    pub fn lapse(&self) -> &'static str {
+        match self {
+            Self::Revoked(_) => "revoked",
+            Self::Lapsed { lapse, .. } => match lapse {
+                Lapse::Revoked | Lapse::Authority => "revoked",
+                Lapse::Expired => "expired",
+                Lapse::Unknown => "unavailable",
+            },
+            Self::Unauthenticated { failure, .. } => match failure {
+                authn::Failure::Rejected { code, .. } if code.ends_with(".expired") => "expired",
+                authn::Failure::Unavailable { .. } => "unavailable",
+                authn::Failure::Rejected { .. }
+                | authn::Failure::Missing
+                | authn::Failure::Confused => "unauthenticated",
+            },
+            Self::Denied(_) | Self::NoRoute | Self::Malformed(_) => "denied",
+            Self::Throttled(_)
+            | Self::Upstream(_)
+            | Self::DeadlinePassed
+            | Self::Overloaded(_)
+            | Self::Internal => "unavailable",
+        }
+    }
+
+    /// The status of a gRPC call that ends like this.
+    pub fn grpc_status(&self) -> u16 {
+        grpc_status(self.public().status)
     }
 
     /// The answer to the client.
@@ -292,6 +429,8 @@ impl Refusal {
             Self::Malformed(_)
             | Self::NoRoute
             | Self::Unauthenticated { .. }
+            | Self::Revoked(_)
+            | Self::Lapsed { .. }
             | Self::Throttled(_)
             | Self::Upstream(_)
             | Self::DeadlinePassed
@@ -323,9 +462,23 @@ impl Refusal {
                 }
             }
             Self::Throttled(exceeded) => quota_headers(&exceeded.quota, headers),
+            Self::Malformed(Malformed::Upgrade(UpgradeFault::Version)) => {
+                headers.insert(
+                    header::SEC_WEBSOCKET_VERSION,
+                    HeaderValue::from_static("13"),
+                );
+                if to.http1 {
+                    // RFC 9110 section 15.5.22: 426 says what to upgrade to.
+                    let upgrade = HeaderValue::from_static("websocket");
+                    headers.insert(header::UPGRADE, upgrade);
+                    headers.append(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                }
+            }
             Self::Malformed(_)
             | Self::NoRoute
             | Self::Unauthenticated { .. }
+            | Self::Revoked(_)
+            | Self::Lapsed { .. }
             | Self::Upstream(_)
             | Self::DeadlinePassed
             | Self::Overloaded(_)
@@ -341,7 +494,8 @@ impl Refusal {
             Self::Unauthenticated {
                 bearer: true,
                 failure: authn::Failure::Rejected { .. },
-            } => {
+            }
+            | Self::Revoked(Revoked { bearer: true, .. }) => {
                 format!(
                     "Bearer realm=\"{realm}\", error=\"invalid_token\", \
                      error_description=\"The token was not accepted\""
@@ -350,6 +504,8 @@ impl Refusal {
             Self::Unauthenticated { bearer: true, .. } => format!("Bearer realm=\"{realm}\""),
             Self::Denied(denial) => step_up(realm, denial.step_up.as_ref()?),
             Self::Unauthenticated { bearer: false, .. }
+            | Self::Revoked(Revoked { bearer: false, .. })
+            | Self::Lapsed { .. }
             | Self::Malformed(_)
             | Self::NoRoute
             | Self::Throttled(_)
@@ -451,16 +607,23 @@ fn grpc_message(text: &str) -> String {
     })
 }
 
-/// `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers).
+/// `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers), unless the answer has
+/// them already.
 pub fn quota_headers(quota: &Quota, headers: &mut http::HeaderMap) {
     let Some(name) = &quota.name else {
         return;
     };
-    let field = |parameters: [(&str, u64); 2]| {
-        let mut field = format!("\"{name}\"");
-        for (key, number) in parameters {
-            field.push_str(key);
-            field.push_str(itoa::Buffer::new().format(number));
+    if headers.contains_key(RATE_LIMIT) {
+        return;
+    }
+    let field = |[(first, a), (second, b)]: [(&str, u64); 2]| {
+        let (mut left, mut right) = (itoa::Buffer::new(), itoa::Buffer::new());
+        let (a, b) = (left.format(a), right.format(b));
+        let length = 2 + name.len() + first.len() + a.len() + second.len() + b.len();
+        // Of exactly this size, or it would be copied once more.
+        let mut field = String::with_capacity(length);
+        for part in ["\"", name, "\"", first, a, second, b] {
+            field.push_str(part);
         }
         HeaderValue::try_from(field)
     };

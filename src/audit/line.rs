@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
 
+use crate::request::scan::Odd;
+
 /// One record as it is written; the module documentation of [`crate::audit`] explains each member.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
@@ -17,10 +19,8 @@ pub(super) struct Line<'a> {
     pub(super) request_id: &'a [u8],
     pub(super) decision_id: Option<&'a [u8]>,
     pub(super) trace_id: Option<&'a [u8]>,
-    pub(super) listener: &'a str,
-    pub(super) client: IpAddr,
-    pub(super) peer: SocketAddr,
-    pub(super) tls: Option<TlsPart<'a>>,
+    /// From `listener` to `tls`, written; see [`OriginPart`].
+    pub(super) origin: Cow<'a, [u8]>,
     pub(super) method: Cow<'a, str>,
     pub(super) host: Option<Cow<'a, str>>,
     pub(super) path: Cow<'a, str>,
@@ -28,7 +28,8 @@ pub(super) struct Line<'a> {
     pub(super) protocol: &'static str,
     pub(super) user_agent: Option<Cow<'a, str>>,
     pub(super) route: Option<&'a str>,
-    pub(super) caller: Option<CallerPart<'a>>,
+    /// Written; see [`CallerPart`].
+    pub(super) caller: Option<Cow<'a, [u8]>>,
     pub(super) policy: Option<PolicyPart<'a>>,
     pub(super) decision: Option<&'static str>,
     pub(super) reason: Option<Cow<'a, str>>,
@@ -42,6 +43,17 @@ pub(super) struct Line<'a> {
     pub(super) duration: Durations,
     pub(super) outcome: &'static str,
     pub(super) detail: Option<Cow<'a, str>>,
+    /// Whether no text above needs an escape; `false` when that is not known.
+    pub(super) plain: bool,
+}
+
+/// What a record says of a connection.
+#[derive(Debug)]
+pub(super) struct OriginPart<'a> {
+    pub(super) listener: &'a str,
+    pub(super) client: IpAddr,
+    pub(super) peer: SocketAddr,
+    pub(super) tls: Option<TlsPart<'a>>,
 }
 
 #[derive(Debug)]
@@ -83,6 +95,8 @@ pub(super) struct Durations {
 impl Line<'_> {
     /// Appends the record as one line of ASCII, with its line break.
     pub(super) fn write(&self, out: &mut Vec<u8>, second: &mut Second) {
+        let text = |out: &mut Vec<u8>, value: &str| text(out, value, self.plain);
+        let maybe = |out: &mut Vec<u8>, value: Option<&str>| maybe(out, value, self.plain);
         raw(out, b"{\"version\":1,\"time\":\"");
         second.write(out, self.time);
         raw(out, b"\",\"request_id\":\"");
@@ -91,17 +105,8 @@ impl Line<'_> {
         id(out, self.decision_id);
         raw(out, b",\"trace_id\":");
         id(out, self.trace_id);
-        raw(out, b",\"listener\":");
-        text(out, self.listener);
-        raw(out, b",\"client\":\"");
-        address(out, self.client);
-        raw(out, b"\",\"peer\":\"");
-        peer(out, self.peer);
-        raw(out, b"\",\"tls\":");
-        match &self.tls {
-            None => raw(out, b"null"),
-            Some(tls) => tls.write(out),
-        }
+        raw(out, b",");
+        raw(out, &self.origin);
         raw(out, b",\"method\":");
         text(out, &self.method);
         raw(out, b",\"host\":");
@@ -119,7 +124,7 @@ impl Line<'_> {
         raw(out, b",\"caller\":");
         match &self.caller {
             None => raw(out, b"null"),
-            Some(caller) => caller.write(out),
+            Some(caller) => raw(out, caller),
         }
         raw(out, b",\"policy\":");
         match &self.policy {
@@ -152,6 +157,7 @@ impl Line<'_> {
 
     /// The members from `status` on.
     fn write_end(&self, out: &mut Vec<u8>) {
+        let maybe = |out: &mut Vec<u8>, value: Option<&str>| maybe(out, value, self.plain);
         raw(out, b",\"status\":");
         match self.status {
             None => raw(out, b"null"),
@@ -181,8 +187,28 @@ impl Line<'_> {
     }
 }
 
+impl OriginPart<'_> {
+    /// The members as they are written.
+    pub(super) fn written(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        raw(&mut out, b"\"listener\":");
+        text(&mut out, self.listener, false);
+        raw(&mut out, b",\"client\":\"");
+        address(&mut out, self.client);
+        raw(&mut out, b"\",\"peer\":\"");
+        peer(&mut out, self.peer);
+        raw(&mut out, b"\",\"tls\":");
+        match &self.tls {
+            None => raw(&mut out, b"null"),
+            Some(tls) => tls.write(&mut out),
+        }
+        out
+    }
+}
+
 impl TlsPart<'_> {
     fn write(&self, out: &mut Vec<u8>) {
+        let maybe = |out: &mut Vec<u8>, value: Option<&str>| maybe(out, value, false);
         raw(out, b"{\"version\":\"");
         raw(out, self.version.as_bytes());
         raw(out, b"\",\"server_name\":");
@@ -194,7 +220,15 @@ impl TlsPart<'_> {
 }
 
 impl CallerPart<'_> {
+    /// The object as it is written.
+    pub(super) fn written(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write(&mut out);
+        out
+    }
+
     fn write(&self, out: &mut Vec<u8>) {
+        let maybe = |out: &mut Vec<u8>, value: Option<&str>| maybe(out, value, false);
         raw(out, b"{\"method\":\"");
         raw(out, self.method.as_bytes());
         raw(out, b"\",\"issuer\":");
@@ -229,17 +263,18 @@ fn id(out: &mut Vec<u8>, value: Option<&[u8]>) {
 }
 
 #[inline]
-fn maybe(out: &mut Vec<u8>, value: Option<&str>) {
+fn maybe(out: &mut Vec<u8>, value: Option<&str>, known_plain: bool) {
     match value {
-        Some(value) => text(out, value),
+        Some(value) => text(out, value, known_plain),
         None => raw(out, b"null"),
     }
 }
 
-fn text(out: &mut Vec<u8>, value: &str) {
+/// A text, escaped where that is needed.
+fn text(out: &mut Vec<u8>, value: &str, known_plain: bool) {
     out.reserve(value.len() + 2);
     out.push(b'"');
-    if plain(value.as_bytes()) {
+    if known_plain || plain(value.as_bytes()) {
         raw(out, value.as_bytes());
     } else {
         escaped(out, value);
@@ -279,64 +314,18 @@ fn escaped(out: &mut Vec<u8>, value: &str) {
     }
 }
 
-/// Whether nothing in it needs an escape; eight bytes at a time.
-#[inline]
-fn plain(bytes: &[u8]) -> bool {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const TOPS: u64 = 0x8080_8080_8080_8080;
-    // The top bit of each byte that is zero in `word`, and perhaps of others above such a byte.
-    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
-    let odd = |bytes: [u8; 8]| {
-        let word = u64::from_le_bytes(bytes);
-        let quote = zero(word ^ (ONES * 0x22));
-        let backslash = zero(word ^ (ONES * 0x5c));
-        let delete = zero(word ^ (ONES * 0x7f));
-        let control = word.wrapping_sub(ONES * 0x20);
-        (word | quote | backslash | delete | control) & TOPS
+/// Whether nothing in it needs an escape.
+pub(super) fn plain(bytes: &[u8]) -> bool {
+    const ODD: Odd = Odd {
+        below: 0x20,
+        from: Some(0x7f),
+        also: *b"\"\\",
     };
-    let Some(last) = bytes.last_chunk::<8>() else {
-        // Too short for a word.
-        return bytes
-            .iter()
-            .all(|&b| (0x20..0x7f).contains(&b) && b != b'"' && b != b'\\');
-    };
-    let (words, _) = bytes.as_chunks::<8>();
-    // The last word overlaps the one before it.
-    let found = words
-        .iter()
-        .fold(odd(*last), |found, &word| found | odd(word));
-    found == 0
+    !ODD.any(bytes)
 }
 
 fn number(out: &mut Vec<u8>, number: u64) {
-    // Most are small: attempts, bytes of no body, a length of three digits, a status.
-    match u16::try_from(number) {
-        Ok(small) if small < 1000 => small_number(out, small),
-        _ => {
-            let (mut digits, mut rest) = ([0; 20], number);
-            let mut from = 20;
-            for place in digits.iter_mut().rev() {
-                *place = b'0' + u8::try_from(rest % 10).unwrap_or_default();
-                rest /= 10;
-                from -= 1;
-                if rest == 0 {
-                    break;
-                }
-            }
-            raw(out, digits.get(from..).unwrap_or_default());
-        }
-    }
-}
-
-/// A number below 1000.
-#[inline]
-fn small_number(out: &mut Vec<u8>, number: u16) {
-    let [hundreds, tens, ones] = padded::<3>(number.into());
-    match (hundreds, tens) {
-        (b'0', b'0') => out.push(ones),
-        (b'0', _) => raw(out, &[tens, ones]),
-        _ => raw(out, &[hundreds, tens, ones]),
-    }
+    raw(out, itoa::Buffer::new().format(number).as_bytes());
 }
 
 /// A number in exactly `N` digits.
@@ -369,10 +358,10 @@ fn address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
             let [a, b, c, d] = address.octets();
-            small_number(out, a.into());
+            number(out, a.into());
             for part in [b, c, d] {
                 out.push(b'.');
-                small_number(out, part.into());
+                number(out, part.into());
             }
         }
         IpAddr::V6(address) => raw(out, address.to_string().as_bytes()),
@@ -477,10 +466,7 @@ mod tests {
             request_id: b"r",
             decision_id: None,
             trace_id: None,
-            listener: "l",
-            client: [192, 0, 2, 1].into(),
-            peer: "192.0.2.1:4711".parse().unwrap(),
-            tls: None,
+            origin: Cow::Borrowed(b"\"listener\":\"l\""),
             method: "GET".into(),
             host: None,
             path: "/".into(),
@@ -502,6 +488,7 @@ mod tests {
             duration: Durations::default(),
             outcome: "complete",
             detail: None,
+            plain: false,
         }
     }
 
@@ -519,8 +506,26 @@ mod tests {
 
     #[test]
     fn nothing_in_a_line_can_end_it_or_move_a_terminal() {
-        let line = Line {
+        let origin = OriginPart {
             listener: EVIL,
+            client: [192, 0, 2, 1].into(),
+            peer: "192.0.2.1:4711".parse().unwrap(),
+            tls: Some(TlsPart {
+                version: "TLSv1.3",
+                server_name: Some(EVIL.into()),
+                certificate_sha256: None,
+            }),
+        };
+        let caller = CallerPart {
+            method: "jwt",
+            issuer: Some(EVIL.into()),
+            subject: Some(EVIL.into()),
+            client: Some(EVIL.into()),
+            token_id: Some(EVIL.into()),
+        };
+        let line = Line {
+            origin: origin.written().into(),
+            caller: Some(caller.written().into()),
             path: EVIL.into(),
             ..line()
         };
@@ -534,6 +539,10 @@ mod tests {
         );
         let read: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(read["listener"], EVIL);
+        assert_eq!(read["tls"]["server_name"], EVIL);
+        for member in ["issuer", "subject", "client", "token_id"] {
+            assert_eq!(read["caller"][member], EVIL);
+        }
         assert_eq!(read["path"], EVIL);
     }
 
@@ -543,7 +552,7 @@ mod tests {
             let c = char::from_u32(c).unwrap();
             for before in 0..18 {
                 let value = format!("{}{c}{}", "x".repeat(before), "y".repeat(17 - before));
-                let text = by(|out| text(out, &value));
+                let text = by(|out| text(out, &value, false));
                 assert!(text.bytes().all(|b| (0x20..0x7f).contains(&b)), "{text:?}");
                 let read: String = serde_json::from_str(&text).unwrap();
                 assert_eq!(read, value);
@@ -554,10 +563,8 @@ mod tests {
     #[test]
     fn every_part_is_written_where_it_belongs() {
         let name = |text: &'static str| Some(Cow::Borrowed(text));
-        let line = Line {
-            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_224_725_042),
-            decision_id: Some(b"d"),
-            trace_id: Some(b"t"),
+        let origin = OriginPart {
+            listener: "l",
             client: "2001:db8::1".parse().unwrap(),
             peer: "[2001:db8::2]:65535".parse().unwrap(),
             tls: Some(TlsPart {
@@ -565,17 +572,24 @@ mod tests {
                 server_name: name("sni"),
                 certificate_sha256: Some("ab"),
             }),
+        };
+        let caller = CallerPart {
+            method: "jwt",
+            issuer: name("i"),
+            subject: name("s"),
+            client: name("c"),
+            token_id: name("j"),
+        };
+        let line = Line {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_224_725_042),
+            decision_id: Some(b"d"),
+            trace_id: Some(b"t"),
+            origin: origin.written().into(),
             host: name("h"),
             query: name("q"),
             user_agent: name("u"),
             route: Some("ro"),
-            caller: Some(CallerPart {
-                method: "jwt",
-                issuer: name("i"),
-                subject: name("s"),
-                client: name("c"),
-                token_id: name("j"),
-            }),
+            caller: Some(caller.written().into()),
             policy: Some(PolicyPart {
                 name: "p",
                 revision: "v",

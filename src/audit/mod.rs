@@ -38,7 +38,7 @@
 //! | `upstream`, `endpoint`, `attempts` | where it was forwarded, and how often that was tried |
 //! | `bytes_in`, `bytes_out` | bytes of the bodies |
 //! | `duration_ms` | `decision`, `head` (of the answer), `total`: milliseconds since `time` |
-//! | `outcome` | `complete`, `client_gone`, `upstream_broke`, `panic` |
+//! | `outcome` | `complete`, `client_gone`, `upstream_broke`, of tunnels also `idle_timeout`, `total_timeout`, `drained`, `protocol_violation`; `panic` |
 //! | `detail` | what broke the answer's body (256) |
 
 mod follow;
@@ -54,7 +54,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use self::record::Record;
+pub use self::record::{OpenRecord, Record};
 pub use self::sink::AuditSink;
 
 use self::queue::Queue;

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::error::Error;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,12 +13,15 @@ use http::{Method, Request, Response, Version, header};
 use http_body::Body as HttpBody;
 
 use super::follow::Counted;
-use super::line::{CallerPart, Durations, Line, PolicyPart, RefusalPart, TlsPart, clip, mask};
+use super::line::{
+    CallerPart, Durations, Line, OriginPart, PolicyPart, RefusalPart, TlsPart, clip, mask, plain,
+};
 use super::queue::Lane;
 use super::{Audit, QueryMode, WhenFull};
 use crate::authn::{self, Caller};
 use crate::authz::{DecidedBy, Denial, Permit};
 use crate::body::{Body, BodyError};
+use crate::lease::{Lapse, Lease};
 use crate::metrics::{Metrics, RouteCounts, RouteMetrics};
 use crate::refusal::Refusal;
 use crate::request::{ConnInfo, InboundRequest, RequestId};
@@ -33,6 +36,10 @@ const QUERY: usize = 1024;
 const NAME: usize = 256;
 const TOKEN_ID: usize = 128;
 const DETAIL: usize = 512;
+
+/// The caller of requests that need none.
+const ANONYMOUS: &[u8] =
+    br#"{"method":"anonymous","issuer":null,"subject":null,"client":null,"token_id":null}"#;
 
 /// The route of requests that found none, in metrics.
 const NO_ROUTE: &str = "-";
@@ -153,6 +160,8 @@ pub(super) struct Facts {
     pub(super) bytes_out: u64,
     pub(super) outcome: Outcome,
     detail: Option<Span>,
+    /// Says whether the permission ended before the answer did.
+    lease: Option<Rc<Lease>>,
     /// The answer's body and its length, if that is known.
     pub(super) body: Option<Body>,
     pub(super) expected: Option<u64>,
@@ -167,6 +176,15 @@ pub(super) enum Outcome {
     Complete,
     /// The upstream's body broke off, or ran into a time limit.
     UpstreamBroke,
+    /// A tunnel ended like this; a fixed word.
+    Tunnel(&'static str),
+}
+
+/// The record of a tunnel: open until it is dropped, which writes it.
+pub struct OpenRecord {
+    facts: Box<Facts>,
+    received: Rc<Cell<u64>>,
+    sent: Rc<Cell<u64>>,
 }
 
 impl Record {
@@ -190,8 +208,10 @@ impl Record {
             .query()
             .and_then(|query| kept_query(mode, query, &mut texts));
         let user_agent = head.headers().get(header::USER_AGENT).map(|value| {
-            let text = String::from_utf8_lossy(value.as_bytes());
-            keep(&mut texts, &text)
+            match std::str::from_utf8(value.as_bytes()) {
+                Ok(text) => keep(&mut texts, text),
+                Err(_) => keep(&mut texts, &String::from_utf8_lossy(value.as_bytes())),
+            }
         });
         Self(Box::new(Facts {
             seat: desk.lane.as_ref().is_some_and(Lane::sit),
@@ -228,6 +248,7 @@ impl Record {
             bytes_out: 0,
             outcome: Outcome::Open,
             detail: None,
+            lease: None,
             body: None,
             expected: None,
         }))
@@ -252,14 +273,7 @@ impl Record {
     pub fn request(&mut self, request: &InboundRequest) {
         let facts = &mut *self.0;
         facts.client = Some(request.client);
-        let from = facts.texts.len();
-        facts.texts.push_str(request.host.name());
-        if let Some(port) = request.host.port() {
-            // Writing into a string cannot fail.
-            let _ = write!(facts.texts, ":{port}");
-        }
-        let to = facts.texts.len();
-        facts.host = Some(Span { from, to });
+        facts.host = Some(keep(&mut facts.texts, request.host.as_str()));
         let path = request.path.as_str();
         facts.path = Some(if facts.text(facts.target_path) == path {
             facts.target_path
@@ -275,7 +289,7 @@ impl Record {
         }
         let bytes = Rc::default();
         self.0.bytes_in = Some(Rc::clone(&bytes));
-        Box::pin(Counted::new(body, bytes))
+        Body::stream(Counted::new(body, bytes))
     }
 
     /// The route that was found.
@@ -325,12 +339,25 @@ impl Record {
         self.0.upstream = Some(keep(&mut self.0.texts, name));
     }
 
+    /// The permission that the answer streams under.
+    pub fn leased(&mut self, lease: &Rc<Lease>) {
+        self.0.desk.metrics.stream_opened();
+        self.0.lease = Some(Rc::clone(lease));
+    }
+
     /// How far forwarding got.
     pub fn forwarded(&mut self, trail: &Trail) {
         let facts = &mut *self.0;
         let endpoint = trail.endpoint.as_deref();
         facts.endpoint = endpoint.map(|endpoint| keep(&mut facts.texts, endpoint));
         facts.attempts = trail.attempts;
+    }
+
+    /// What became of something that was posted to the gateway itself.
+    pub fn posted(&mut self, code: &str, detail: &str) {
+        let facts = &mut *self.0;
+        facts.reason = Some(keep(&mut facts.texts, code));
+        facts.detail = Some(keep(&mut facts.texts, &clip(detail, DETAIL)));
     }
 
     /// Why the request was turned away.
@@ -367,9 +394,55 @@ impl Record {
         response.map(move |body| {
             self.0.expected = body.size_hint().exact();
             self.0.body = Some(body);
-            let followed: Body = Box::into_pin(self.0);
-            followed
+            Body::boxed(Box::into_pin(self.0))
         })
+    }
+}
+
+impl Record {
+    /// Keeps the record open for a tunnel that begins with this answer.
+    pub fn open_tunnel(mut self, response: &Response<Body>) -> OpenRecord {
+        let facts = &mut *self.0;
+        facts.status = Some(response.status().as_u16());
+        facts.head = Some(facts.began.elapsed());
+        let received: Rc<Cell<u64>> = Rc::default();
+        facts.bytes_in = Some(Rc::clone(&received));
+        OpenRecord {
+            facts: self.0,
+            received,
+            sent: Rc::default(),
+        }
+    }
+}
+
+impl OpenRecord {
+    /// Where the client's bytes are counted.
+    pub fn received(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.received)
+    }
+
+    /// Where the upstream's bytes are counted.
+    pub fn sent(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.sent)
+    }
+
+    /// How the tunnel ended, in a fixed word. Without it, the client has hung up.
+    pub fn ended(&mut self, how: &'static str) {
+        self.facts.outcome = Outcome::Tunnel(how);
+    }
+}
+
+impl Drop for OpenRecord {
+    fn drop(&mut self) {
+        self.facts.bytes_out = self.sent.get();
+    }
+}
+
+impl fmt::Debug for OpenRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OpenRecord")
+            .field("id", &self.facts.id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -382,6 +455,8 @@ fn metric_code(refusal: &Refusal) -> &'static str {
             authn::Failure::Unavailable { .. } => "issuer.unavailable",
             authn::Failure::Confused => "credential.several",
         },
+        Refusal::Revoked(revoked) => revoked.code(),
+        Refusal::Lapsed { lapse, .. } => lapse.code(),
         Refusal::Malformed(_)
         | Refusal::NoRoute
         | Refusal::Denied(_)
@@ -429,6 +504,13 @@ impl Drop for Facts {
         let total = self.began.elapsed();
         let desk = &*self.desk;
         desk.metrics.request_closed();
+        if let Some(lease) = &self.lease {
+            desk.metrics.stream_closed();
+            if let Some(lapse) = lease.lapse() {
+                let route = self.route().unwrap_or(NO_ROUTE);
+                desk.metrics.permission_ended(route, lapse.word());
+            }
+        }
         let counts = self.route.map(|(_, counts)| counts);
         counts
             .unwrap_or_else(|| desk.metrics.route(NO_ROUTE))
@@ -479,11 +561,20 @@ impl Facts {
         if std::thread::panicking() {
             return "panic";
         }
+        if self.lapse().is_some() {
+            return "permission_ended";
+        }
         match self.outcome {
             Outcome::Open => "client_gone",
             Outcome::Complete => "complete",
             Outcome::UpstreamBroke => "upstream_broke",
+            Outcome::Tunnel(how) => how,
         }
+    }
+
+    /// Why the permission ended before the answer did.
+    fn lapse(&self) -> Option<&Lapse> {
+        self.lease.as_ref()?.lapse()
     }
 
     fn client(&self) -> IpAddr {
@@ -502,20 +593,10 @@ impl Facts {
     fn line(&self, total: Duration) -> Line<'_> {
         Line {
             time: self.received_at,
-            request_id: self.id.as_str().as_bytes(),
-            decision_id: self.decision_id.as_ref().map(|id| id.as_str().as_bytes()),
+            request_id: self.id.as_bytes(),
+            decision_id: self.decision_id.as_ref().map(|id| &id.as_bytes()[..]),
             trace_id: self.trace_id.as_ref().map(|id| &id.as_bytes()[..]),
-            listener: &self.conn.listener,
-            client: self.client(),
-            peer: self.conn.peer,
-            tls: self.conn.tls.as_ref().map(|tls| TlsPart {
-                version: tls.version,
-                server_name: tls.server_name.as_deref().map(|name| clip(name, HOST)),
-                certificate_sha256: tls
-                    .peer_certificate
-                    .as_deref()
-                    .map(|certificate| certificate.sha256.as_str()),
-            }),
+            origin: self.origin(),
             method: clip(self.method.as_str(), METHOD),
             host: self.clipped(self.host, HOST),
             path: clip(self.path(), PATH),
@@ -523,7 +604,7 @@ impl Facts {
             protocol: protocol(self.version),
             user_agent: self.clipped(self.user_agent, NAME),
             route: self.route(),
-            caller: self.caller.as_ref().map(caller_part),
+            caller: self.caller.as_ref().map(written_caller),
             policy: self.decided_by.map(|(policy, revision)| PolicyPart {
                 name: self.text(policy),
                 revision: self.text(revision),
@@ -546,7 +627,45 @@ impl Facts {
                 total,
             },
             outcome: self.outcome(),
-            detail: self.maybe(self.detail).map(Cow::Borrowed),
+            detail: match self.lapse() {
+                Some(lapse) => Some(clip(lapse.code(), NAME)),
+                None => self.maybe(self.detail).map(Cow::Borrowed),
+            },
+            // All at once, for there are ten of them. What stands beside them is a token of HTTP or a
+            // word of ours.
+            plain: plain(self.texts.as_bytes())
+                && self
+                    .lapse()
+                    .is_none_or(|lapse| plain(lapse.code().as_bytes())),
+        }
+    }
+
+    /// What the record says of the connection; the same for all of its requests, unless a trusted
+    /// proxy tells of other clients.
+    fn origin(&self) -> Cow<'_, [u8]> {
+        let conn = &*self.conn;
+        let client = self.client();
+        let write = || {
+            let part = OriginPart {
+                listener: &conn.listener,
+                client,
+                peer: conn.peer,
+                tls: conn.tls.as_ref().map(|tls| TlsPart {
+                    version: tls.version,
+                    server_name: tls.server_name.as_deref().map(|name| clip(name, HOST)),
+                    certificate_sha256: tls
+                        .peer_certificate
+                        .as_deref()
+                        .map(|certificate| certificate.sha256.as_str()),
+                }),
+            };
+            part.written()
+        };
+        if client == conn.peer.ip().to_canonical() {
+            let memo = &conn.forwarded.record;
+            Cow::Borrowed(memo.get_or_init(|| write().into()))
+        } else {
+            Cow::Owned(write())
         }
     }
 
@@ -582,23 +701,22 @@ impl Facts {
     }
 }
 
-fn caller_part(caller: &Caller) -> CallerPart<'_> {
-    match caller.identity() {
-        None => CallerPart {
-            method: "anonymous",
-            issuer: None,
-            subject: None,
-            client: None,
-            token_id: None,
-        },
-        Some(identity) => CallerPart {
+/// What the record says of the caller; the same for all requests of an identity.
+fn written_caller(caller: &Caller) -> Cow<'_, [u8]> {
+    let Some(identity) = caller.identity() else {
+        return Cow::Borrowed(ANONYMOUS);
+    };
+    let write = || {
+        let part = CallerPart {
             method: identity.method,
             issuer: Some(clip(&identity.issuer, NAME)),
             subject: Some(clip(&identity.subject, NAME)),
             client: identity.client.as_deref().map(|client| clip(client, NAME)),
             token_id: identity.token_id.as_deref().map(|id| clip(id, TOKEN_ID)),
-        },
-    }
+        };
+        part.written().into()
+    };
+    Cow::Borrowed(identity.told.record.get_or_init(write))
 }
 
 fn protocol(version: Version) -> &'static str {

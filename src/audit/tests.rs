@@ -114,6 +114,7 @@ fn conn() -> Arc<ConnInfo> {
             version: "TLSv1.3",
             server_name: Some("api.example.test".into()),
             peer_certificate: None,
+            ..TlsInfo::default()
         }),
         ambiguous_head: None,
         forwarded: Default::default(),
@@ -158,7 +159,7 @@ fn denial() -> Denial {
 
 /// A body of these pieces; an `Err` breaks it off.
 fn pieces(pieces: Vec<Result<&'static str, &'static str>>) -> Body {
-    Box::pin(Pieces(pieces.into_iter()))
+    Body::stream(Pieces(pieces.into_iter()))
 }
 
 struct Pieces(std::vec::IntoIter<Result<&'static str, &'static str>>);

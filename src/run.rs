@@ -21,6 +21,7 @@ use crate::audit::Audit;
 use crate::config::reload::{Outcome, Reloader};
 use crate::config::{self, Document};
 use crate::metrics::Metrics;
+use crate::revocation::StoreError;
 use crate::schema::{Named, Problem};
 use crate::server::{self, Server};
 use crate::snapshot::{Live, Snapshot};
@@ -88,6 +89,9 @@ pub enum StartError {
     /// Records cannot be kept.
     #[error(transparent)]
     Audit(io::Error),
+    /// What was revoked is not known.
+    #[error(transparent)]
+    Revocation(StoreError),
     /// The operating system gives no thread, timer or signal.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -166,7 +170,7 @@ async fn let_go(snapshot: Arc<Snapshot>) {
     while Arc::strong_count(&snapshot) > 1 {
         tokio::time::sleep(LET_GO_EVERY).await;
     }
-    config::reload::beside(move || drop(snapshot)).await;
+    config::beside(move || drop(snapshot)).await;
 }
 
 /// How a process that waited for signals ended.
@@ -224,6 +228,10 @@ impl Process {
         let retired = Retired::default();
 
         snapshot.audit.begin().map_err(StartError::Audit)?;
+        snapshot
+            .revocation
+            .begin()
+            .map_err(StartError::Revocation)?;
         raise_descriptors();
         compare_descriptors(&snapshot);
         let live = Arc::new(Live::new(snapshot));
@@ -246,6 +254,11 @@ impl Process {
                 let prepared = server
                     .prepare(&snapshot)
                     .map_err(|error| StartError::from(error).to_string())?;
+                // Last of what can fail: it replaces lists that are in force.
+                snapshot
+                    .revocation
+                    .begin()
+                    .map_err(|error| error.to_string())?;
                 let before = in_force.current();
                 in_force.replace(snapshot);
                 let snapshot = in_force.current();

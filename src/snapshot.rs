@@ -14,10 +14,12 @@ use crate::audit::Audit;
 use crate::authn::client_certificate::ClientCertificate;
 use crate::authn::jwt::Issuer;
 use crate::authz::Policy;
+use crate::epoch::Epoch;
 use crate::limit::LimitSet;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::request::Rules;
+use crate::revocation::Revocations;
 use crate::route::RouteTable;
 use crate::schema::Named;
 use crate::telemetry::Tracing;
@@ -51,6 +53,8 @@ pub struct Snapshot {
     pub upstreams: Named<Arc<Upstream>>,
     /// What upstreams learn of the caller.
     pub identity: Arc<IdentityHeaders>,
+    /// What was permitted once and is no longer.
+    pub revocation: Arc<Revocations>,
     /// All routes.
     pub routes: RouteTable,
     /// Where records go.
@@ -63,6 +67,9 @@ pub struct Snapshot {
     pub drain_timeout: Duration,
     /// What happens is counted here; the same object in every snapshot of a process.
     pub metrics: Arc<Metrics>,
+    /// Rises when open permissions have to be judged again; the same object in every snapshot of a
+    /// process.
+    pub epoch: Arc<Epoch>,
 }
 
 impl Snapshot {
@@ -71,12 +78,15 @@ impl Snapshot {
         self.issuers
             .values()
             .for_each(|issuer| issuer.activate(control));
+        self.listeners
+            .values()
+            .for_each(|listener| listener.activate(control));
         self.limits.activate(control);
+        self.revocation.activate(control);
         self.tracing.activate(control);
         self.upstreams
             .values()
             .for_each(|upstream| upstream.activate(control));
-        self.tracing.activate(control);
         self.metrics.in_force(&self.revision);
     }
 }
@@ -105,8 +115,12 @@ impl Live {
 
     /// Puts another configuration in force. Requests under way finish under theirs.
     pub fn replace(&self, snapshot: Snapshot) {
-        self.snapshot.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        let epoch = Arc::clone(&snapshot.epoch);
+        self.snapshot.store(snapshot);
         self.version.fetch_add(1, Ordering::Release);
+        // Behind all that: who is told looks at what is in force by then.
+        epoch.advance();
     }
 }
 
@@ -151,6 +165,11 @@ impl View {
     pub fn new(live: Arc<Live>) -> Self {
         let seen = RefCell::new(Seen::of(&live));
         Self { live, seen }
+    }
+
+    /// The epoch now; to be read before [`View::current`], so that no change is missed in between.
+    pub fn epoch(&self) -> u64 {
+        self.seen.borrow().held.epoch.now()
     }
 
     /// The configuration in force now.

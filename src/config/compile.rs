@@ -11,6 +11,7 @@ use crate::admin::Admin;
 use crate::clock;
 use crate::limit::LimitSet;
 use crate::request::Rules;
+use crate::revocation::Known;
 use crate::route::{Declared, Parts, RouteTable};
 use crate::schema::{Compile, Named, Span};
 use crate::snapshot::Snapshot;
@@ -47,7 +48,7 @@ pub(super) fn compile(
     said.policies.good.clone_into(&mut effective.policies);
     said.limits.good.clone_into(&mut effective.limits);
     said.upstreams.good.clone_into(&mut effective.upstreams);
-    effective.routes = said.routes.iter().map(|(_, route)| route.clone()).collect();
+    effective.routes = said.routes;
 
     check_settings(&said.settings, cx);
     if said.listeners.names.is_empty() {
@@ -79,7 +80,7 @@ pub(super) fn compile(
         config.compile(name, previous.and_then(|old| old.listeners.get(name)), cx)
     });
     let issuers = declared("issuers", said.issuers, cx, |name, config, cx| {
-        config.compile(name, previous.and_then(|old| old.issuers.get(name)), cx)
+        config.compile_among(name, previous.map(|old| &old.issuers), cx)
     });
     let policies = declared("policies", said.policies, cx, |name, config, cx| {
         config.compile(name, previous.and_then(|old| old.policies.get(name)), cx)
@@ -110,11 +111,21 @@ pub(super) fn compile(
         limit_names: &limit_names,
         upstreams: &upstreams,
     };
-    let routes = RouteTable::compile(said.routes, &parts, cx);
+    let routes = RouteTable::compile(&effective.routes, said.places, &parts, cx);
     let identity = cx.at("identity", |cx| {
         settings
             .identity
             .compile(previous.map(|old| &old.identity), cx)
+    });
+    let known = Known {
+        issuers: &issuers.compiled,
+        issuer_names: &issuers.names,
+        listener_names: &listeners.names,
+    };
+    let revocation = cx.at("revocation", |cx| {
+        settings
+            .revocation
+            .compile(previous.map(|old| &old.revocation), &known, cx)
     });
     let audit = cx.at("audit", |cx| {
         settings.audit.compile(previous.map(|old| &old.audit), cx)
@@ -169,12 +180,14 @@ pub(super) fn compile(
         limits: kept(limits, "limits", cx)?,
         upstreams: upstreams.compiled,
         identity,
+        revocation: kept(revocation, "revocation", cx)?,
         routes,
         audit: kept(audit, "audit", cx)?,
         tracing: kept(tracing, "telemetry", cx)?,
         head_timeout: settings.head_timeout.get(),
         drain_timeout: settings.drain_timeout.get(),
         metrics: Arc::clone(&cx.metrics),
+        epoch: Arc::clone(&cx.epoch),
     };
     Some(Compiled {
         snapshot,

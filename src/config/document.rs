@@ -10,6 +10,7 @@ use crate::authn::jwt::IssuerConfig;
 use crate::authz::PolicyConfig;
 use crate::limit::{FailureLimitConfig, LimitConfig};
 use crate::listener::ListenerConfig;
+use crate::revocation::RevocationConfig;
 use crate::route::RouteConfig;
 use crate::schema::{Named, Network, Span};
 use crate::telemetry::TelemetryConfig;
@@ -62,6 +63,9 @@ pub struct Document {
     /// What upstreams are told of the caller.
     #[serde(default)]
     pub identity: IdentityConfig,
+    /// What ends permissions early: who may revoke, and where it is kept.
+    #[serde(default)]
+    pub revocation: RevocationConfig,
     /// Where the record of each request goes.
     #[serde(default)]
     pub audit: AuditConfig,
@@ -95,6 +99,7 @@ impl Document {
             upstreams: Named::new(),
             routes: Vec::new(),
             identity: IdentityConfig::default(),
+            revocation: RevocationConfig::default(),
             audit: AuditConfig::default(),
             telemetry: TelemetryConfig::default(),
             admin: AdminConfig::default(),

@@ -7,7 +7,7 @@
 //! nesting or aliases beyond bounds. Where the two parsers should ever disagree, the values are
 //! those of `serde_yaml`, and only a position is off.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, Span};
 
@@ -31,12 +31,27 @@ pub(super) struct Fault {
     pub(super) help: Option<String>,
 }
 
-/// Goes over the text once: positions of all parts, and every fault.
-pub(super) fn scan(text: &str) -> (Positions, Vec<Fault>) {
-    let mut scan = Scan::default();
+/// Goes over the text once and finds every fault.
+pub(super) fn faults(text: &str) -> Vec<Fault> {
+    scan(text, None).faults
+}
+
+/// Where the parts of a text stand, as far as it can be read. With many routes this is larger than all
+/// that is compiled from them, so it is done only when there is something to say about one.
+pub(super) fn positions(text: &str) -> Positions {
+    scan(text, Some(Positions::default()))
+        .positions
+        .unwrap_or_default()
+}
+
+fn scan(text: &str, positions: Option<Positions>) -> Scan {
+    let mut scan = Scan {
+        positions,
+        ..Scan::default()
+    };
     if let Some(fault) = control_character(text) {
         scan.faults.push(fault);
-        return (scan.positions, scan.faults);
+        return scan;
     }
     for event in Parser::new_from_str(text) {
         match event {
@@ -60,7 +75,7 @@ pub(super) fn scan(text: &str) -> (Positions, Vec<Fault>) {
             }
         }
     }
-    (scan.positions, scan.faults)
+    scan
 }
 
 /// Control characters are not YAML, and parsers treat them differently.
@@ -90,7 +105,8 @@ pub(super) fn position_of(before: &str) -> Position {
 
 #[derive(Debug, Default)]
 struct Scan {
-    positions: Positions,
+    /// Absent when they are not wanted.
+    positions: Option<Positions>,
     faults: Vec<Fault>,
     stack: Vec<Frame>,
     documents: usize,
@@ -116,7 +132,8 @@ enum Kind {
         next: usize,
     },
     Mapping {
-        seen: HashSet<String>,
+        /// With the line of each.
+        seen: HashMap<String, usize>,
         key: Option<(String, Position)>,
     },
 }
@@ -176,7 +193,7 @@ impl Scan {
             }
             Event::MappingStart(anchor, tag) => {
                 let kind = Kind::Mapping {
-                    seen: HashSet::new(),
+                    seen: HashMap::new(),
                     key: None,
                 };
                 self.open(at, anchor, tag.is_some(), kind)?;
@@ -234,18 +251,17 @@ impl Scan {
         else {
             return;
         };
-        let duplicate = !seen.insert(text.clone());
+        let first = seen.get(&text).copied();
+        if first.is_none() {
+            seen.insert(text.clone(), at.line);
+        }
         let full = join(path, &text);
         *key = Some((text, at));
-        if duplicate {
-            let first = self
-                .positions
-                .locate_key(&full)
-                .map_or(0, |first| first.line);
+        if let Some(first) = first {
             let message = format!("the key is there twice, first on line {first}");
             self.fault(at, full, message, "remove one of the two, or rename it");
-        } else {
-            self.positions.insert_key(full, at);
+        } else if let Some(positions) = &mut self.positions {
+            positions.insert_key(full, at);
         }
     }
 
@@ -267,7 +283,9 @@ impl Scan {
                 },
             },
         };
-        self.positions.insert(path.clone(), position);
+        if let Some(positions) = &mut self.positions {
+            positions.insert(path.clone(), position);
+        }
         path
     }
 

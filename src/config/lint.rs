@@ -6,21 +6,22 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
+use serde::Serialize;
 use serde_yaml::Value;
 
 use super::document::Document;
+use crate::revocation::RevocationConfig;
 use crate::schema::Compile;
 
 /// Reports warnings; `declared` are the names in each section that routes refer to.
 pub(super) fn lint(document: &Document, declared: &[(&str, &BTreeSet<String>)], cx: &mut Compile) {
     open_routes(document, cx);
     unused(document, declared, cx);
-    let Ok(value) = serde_yaml::to_value(document) else {
-        return;
-    };
-    each(&value, "listeners", cx, plaintext_listener);
-    each(&value, "issuers", cx, jwt_type);
-    each(&value, "upstreams", cx, plaintext_upstream);
+    revocation(document, cx);
+    // Not the whole document: with all its routes as values it takes more memory than anything else.
+    each(&document.listeners, "listeners", cx, plaintext_listener);
+    each(&document.issuers, "issuers", cx, jwt_type);
+    each(&document.upstreams, "upstreams", cx, plaintext_upstream);
 }
 
 fn open_routes(document: &Document, cx: &mut Compile) {
@@ -91,11 +92,50 @@ fn unused(document: &Document, declared: &[(&str, &BTreeSet<String>)], cx: &mut 
     }
 }
 
-fn each(document: &Value, section: &str, cx: &mut Compile, check: fn(&Value, &mut Compile)) {
-    let Some(blocks) = document.get(section).and_then(Value::as_mapping) else {
+/// Entries that would end too early, or with the process. Where the section says nothing, nobody has
+/// asked for revocations yet.
+fn revocation(document: &Document, cx: &mut Compile) {
+    let section = &document.revocation;
+    if *section == RevocationConfig::default() {
+        return;
+    }
+    if section.store.is_none() {
+        cx.at("revocation", |cx| {
+            cx.warning(
+                "what is revoked is forgotten when the gateway ends",
+                "name a file: `store: revocations.jsonl`",
+            );
+        });
+    }
+    let longest = section.longest_life;
+    for (name, issuer) in &document.issuers {
+        let message = match issuer.max_age {
+            Some(age) if age <= longest => continue,
+            Some(age) => format!(
+                "tokens may live for {age}, and entries that revoke them end after {longest}"
+            ),
+            None => format!(
+                "tokens may live for any time, and entries that revoke them end after {longest}"
+            ),
+        };
+        cx.at("issuers", |cx| {
+            cx.at(name.clone(), |cx| {
+                cx.warning(
+                    message,
+                    format!(
+                        "set `max_age: {longest}` or less, or a longer `revocation.longest_life`"
+                    ),
+                );
+            });
+        });
+    }
+}
+
+fn each(blocks: &impl Serialize, section: &str, cx: &mut Compile, check: fn(&Value, &mut Compile)) {
+    let Ok(Value::Mapping(blocks)) = serde_yaml::to_value(blocks) else {
         return;
     };
-    for (name, block) in blocks {
+    for (name, block) in &blocks {
         cx.at(section, |cx| {
             cx.at(name.as_str().unwrap_or_default(), |cx| check(block, cx));
         });

@@ -5,6 +5,7 @@
 //! by entry), document to [`Snapshot`] (`compile`, each room its own part). No section is parsed
 //! here; its meaning lives in the room that owns it.
 
+mod beside;
 mod compile;
 mod document;
 mod index;
@@ -19,6 +20,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use beside::beside;
 pub use document::Document;
 pub use render::{Style, render};
 
@@ -53,6 +55,13 @@ pub fn load(
     previous: Option<&Snapshot>,
     metrics: &Arc<Metrics>,
 ) -> Result<Loaded, Vec<Problem>> {
+    if previous.is_none() {
+        // Where reloads will run, which then find its memory; here if that cannot be.
+        let (path, counts) = (file.to_owned(), Arc::clone(metrics));
+        if let Some((result, _)) = beside::before(move || attempt(&path, None, &counts)) {
+            return result;
+        }
+    }
     attempt(file, previous, metrics).0
 }
 
@@ -80,6 +89,9 @@ fn attempt(
         }
     };
     let mut cx = Compile::new(file, Arc::clone(metrics));
+    if let Some(previous) = previous {
+        cx = cx.with_epoch(Arc::clone(&previous.epoch));
+    }
     let loaded = load_bytes(file, &bytes, previous, &mut cx);
     let (mut problems, named) = cx.finish();
     let files = std::iter::once(file.to_path_buf()).chain(named).collect();

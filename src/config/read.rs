@@ -12,7 +12,7 @@ use super::document::Document;
 use super::index::{self, position_of};
 use super::salvage;
 use crate::route::{RouteConfig, name_fault};
-use crate::schema::{Compile, Named, Position, Problem, Severity};
+use crate::schema::{Compile, Named, Placed, Position, Problem, Severity};
 
 /// The most routes in one document.
 pub(super) const MAX_ROUTES: usize = 20_000;
@@ -27,8 +27,9 @@ pub(super) struct Said {
     pub(super) policies: Blocks<crate::authz::PolicyConfig>,
     pub(super) limits: Blocks<crate::limit::LimitConfig>,
     pub(super) upstreams: Blocks<crate::upstream::UpstreamConfig>,
-    /// Each with its place: `routes[3]`.
-    pub(super) routes: Vec<(String, RouteConfig)>,
+    pub(super) routes: Vec<RouteConfig>,
+    /// Where each stands: `routes[3]`.
+    pub(super) places: Vec<String>,
 }
 
 /// The blocks of a section: the good ones, and the names of all.
@@ -62,8 +63,9 @@ pub(super) fn text<'b>(file: &Path, bytes: &'b [u8], cx: &mut Compile) -> Option
 /// Reads the document. `None` when its text or its root is no good; everything else is reported
 /// and read as far as possible, so that later steps find their problems too.
 pub(super) fn document(file: &Path, text: &str, cx: &mut Compile) -> Option<Said> {
-    let (positions, faults) = index::scan(text);
-    replace_context(cx, |cx| cx.with_positions(Arc::new(positions)));
+    let faults = index::faults(text);
+    let placed = Placed::new(text.to_owned(), index::positions);
+    replace_context(cx, |cx| cx.with_positions(Arc::new(placed)));
     let broken = !faults.is_empty();
     for fault in faults {
         cx.report(Problem {
@@ -132,7 +134,7 @@ fn sections(mut root: Mapping, cx: &mut Compile) -> Said {
     let policies = blocks(&mut root, "policies", cx);
     let limits = blocks(&mut root, "limits", cx);
     let upstreams = blocks(&mut root, "upstreams", cx);
-    let routes = routes(&mut root, cx);
+    let (places, routes) = routes(&mut root, cx).into_iter().unzip();
     // Mandatory in the schema, and read above.
     root.insert("listeners".into(), Value::Mapping(Mapping::new()));
     root.insert("routes".into(), Value::Sequence(Vec::new()));
@@ -145,6 +147,7 @@ fn sections(mut root: Mapping, cx: &mut Compile) -> Said {
         limits,
         upstreams,
         routes,
+        places,
     }
 }
 

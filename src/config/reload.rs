@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::{Mutex, Notify, oneshot};
+use tokio::sync::{Mutex, Notify};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::beside::beside;
 use super::{Document, attempt, revision_on_disk};
 use crate::admin::Admin;
 use crate::schema::{Problem, Severity};
@@ -32,27 +33,6 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Puts a snapshot in force, or says why it cannot and leaves the old one. The document is for
 /// what counts at start only.
 pub type Install = Box<dyn Fn(Snapshot, &Document, Admin) -> Result<(), String> + Send + Sync>;
-
-/// By how much work beside requests gives way to them: a weight of about a tenth on a busy core.
-const GIVE_WAY: i32 = 10;
-
-/// Runs long work on a thread of its own and of low priority, so that requests come first where
-/// cores are few; `None` when it panicked or no thread is to be had.
-pub async fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, outcome) = oneshot::channel();
-    let thread = std::thread::Builder::new().name("beside".to_owned());
-    let spawned = thread.spawn(move || {
-        // On Linux this is the thread's own. Where it is not allowed, the work is as urgent as any.
-        let _ = rustix::process::nice(GIVE_WAY);
-        // Nobody waits any more when the process is ending.
-        let _ = done.send(work());
-    });
-    if let Err(error) = spawned {
-        tracing::error!(%error, "no thread is to be had for work beside requests");
-        return None;
-    }
-    outcome.await.ok()
-}
 
 /// What came of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,7 +19,9 @@ use crate::limit::{LimitSet, Limits};
 use crate::listener::Listener;
 use crate::metrics::RouteCounts;
 use crate::request::{Host, PathRules};
+use crate::revocation::RouteRevocationConfig;
 use crate::schema::{Compile, Named, Span, known_names};
+use crate::tunnel::{TunnelConfig, UpgradeName};
 use crate::upstream::{Bounds, Upstream};
 
 /// The methods of a route that names none.
@@ -38,6 +40,9 @@ const PUBLIC: &str = "public";
 
 /// What may stand in `authn` beside the names of issuers.
 const METHOD_WORDS: [&str; 2] = ["client_certificate", "anonymous"];
+
+/// Where the gateway answers for itself: its keys, renewals.
+const RESERVED: &str = "/.well-known/portcullis/";
 
 /// The most header conditions on one route.
 const MAX_HEADERS: usize = 16;
@@ -76,11 +81,21 @@ pub struct RouteConfig {
     /// How much: names of limits.
     #[serde(default)]
     pub limits: Vec<String>,
+    /// What is believed while a feed of revocations is silent.
+    #[serde(default)]
+    pub revocation: RouteRevocationConfig,
     /// To where: the name of an upstream.
     pub upstream: String,
     /// Bounds on time and size.
     #[serde(default)]
     pub bounds: Bounds,
+    /// What it may open instead of answering: `websocket`, `connect`. Default: nothing. A request for a
+    /// WebSocket that the route does not open is a request like any other.
+    #[serde(default)]
+    pub upgrades: Vec<UpgradeName>,
+    /// How long what it opens may live; `bounds.head_timeout` still bounds the wait for the opening.
+    #[serde(default)]
+    pub tunnels: TunnelConfig,
     /// Ambiguous forms of paths that it accepts; all are refused unless named here.
     #[serde(default)]
     pub paths: PathRules,
@@ -132,16 +147,17 @@ pub struct Parts<'p> {
 }
 
 impl RouteTable {
-    /// Compiles all routes; each comes with its place in the document (`routes[3]`).
+    /// Compiles all routes; `places` says where each stands in the document (`routes[3]`).
     pub fn compile(
-        routes: Vec<(String, RouteConfig)>,
+        routes: &[RouteConfig],
+        places: Vec<String>,
         parts: &Parts<'_>,
         cx: &mut Compile,
     ) -> Self {
         let public = Policy::public();
         let mut names: BTreeMap<String, String> = BTreeMap::new();
         let mut entries = Vec::with_capacity(routes.len());
-        for (place, route) in routes {
+        for (place, route) in places.into_iter().zip(routes) {
             if let Some(first) = names.get(&route.name) {
                 let line = cx
                     .locate(first)
@@ -174,7 +190,7 @@ impl RouteTable {
 impl RouteConfig {
     /// Compiles one route. Goes through all keys before it gives up.
     fn compile(
-        self,
+        &self,
         place: String,
         parts: &Parts<'_>,
         public: &Arc<Policy>,
@@ -184,6 +200,14 @@ impl RouteConfig {
             cx.at("name", |cx| cx.problem_help(message, help));
         }
         let hosts = cx.at("hosts", |cx| hosts(&self.hosts, cx));
+        if self.path.starts_with(RESERVED) {
+            cx.at("path", |cx| {
+                cx.problem_help(
+                    format!("what begins with {RESERVED} is the gateway's own"),
+                    "choose another path: no request would ever come here",
+                );
+            });
+        }
         let template = cx.at("path", |cx| {
             Template::parse(&self.path, self.paths)
                 .map_err(|(message, help)| cx.problem_help(message, help))
@@ -198,6 +222,7 @@ impl RouteConfig {
         let policy = policy(self.policy.as_deref(), parts, public, cx);
         let name: Arc<str> = self.name.as_str().into();
         let limits = cx.at("limits", |cx| limits(&name, &self.limits, parts, cx));
+        let stale = cx.at("revocation", |cx| self.revocation.compile(cx));
         let upstream = cx.at("upstream", |cx| {
             if !parts.upstreams.names.contains(&self.upstream) {
                 unknown("upstream", &self.upstream, parts.upstreams.names.iter(), cx);
@@ -205,10 +230,15 @@ impl RouteConfig {
             parts.upstreams.compiled.get(&self.upstream).cloned()
         });
         cx.at("bounds", |cx| check_bounds(&self.bounds, cx));
+        let upgrades = self.tunnels.compile(&self.upgrades, cx);
+        cx.at("upgrades", |cx| {
+            let methods = methods.as_deref().unwrap_or_default();
+            check_upgrades(&self.upgrades, methods, upstream.as_deref(), cx);
+        });
         let labels: Value = object(
             self.labels
-                .into_iter()
-                .map(|(name, label)| (Value::from(name), Value::from(label))),
+                .iter()
+                .map(|(name, label)| (Value::from(name.as_str()), Value::from(label.as_str()))),
         );
 
         let entry = Entry {
@@ -220,6 +250,7 @@ impl RouteConfig {
                 methods_named: self.methods.is_some(),
                 headers: headers?,
                 listeners: listeners?,
+                connect: upgrades.connect(),
             },
             place,
         };
@@ -230,9 +261,11 @@ impl RouteConfig {
             paths: self.paths,
             authn: authn?,
             policy: policy?,
+            stale: stale?,
             limits: limits?,
             upstream: upstream?,
-            bounds: self.bounds,
+            bounds: self.bounds.clone(),
+            upgrades,
         };
         Some((entry, Arc::new(route)))
     }
@@ -344,7 +377,11 @@ fn methods(said: Option<&[String]>, cx: &mut Compile) -> Option<Vec<Method>> {
             let method = Method::from_bytes(text.as_bytes()).ok();
             let upper = text.to_ascii_uppercase();
             match method {
-                Some(Method::CONNECT | Method::TRACE) => {
+                Some(Method::CONNECT) => cx.problem_help(
+                    "`CONNECT` asks for a tunnel, not for an answer",
+                    "remove it; a route that opens tunnels says `upgrades: [connect]`",
+                ),
+                Some(Method::TRACE) => {
                     cx.problem_help(format!("`{text}` is never let through"), "remove it");
                 }
                 Some(method) if *text == upper && !methods.contains(&method) => {
@@ -548,6 +585,28 @@ fn limits(
         return None;
     }
     Limits::compile(route, said, parts.limits?, cx)
+}
+
+/// What is opened has to fit the rest of the route.
+fn check_upgrades(
+    upgrades: &[UpgradeName],
+    methods: &[Method],
+    upstream: Option<&Upstream>,
+    cx: &mut Compile,
+) {
+    for (index, name) in upgrades.iter().enumerate() {
+        cx.at(format!("[{index}]"), |cx| match name {
+            UpgradeName::WebSocket if !methods.contains(&Method::GET) => cx.problem_help(
+                "a WebSocket is opened by GET, which the route does not take",
+                "add GET to `methods`, or remove this",
+            ),
+            UpgradeName::Connect if upstream.is_some_and(Upstream::is_http2) => cx.problem_help(
+                "the bytes of a tunnel go to an endpoint as they are, and its upstream speaks HTTP/2",
+                "name an upstream with `protocol: http1`: nothing is spoken to it but the client's bytes",
+            ),
+            UpgradeName::WebSocket | UpgradeName::Connect => {}
+        });
+    }
 }
 
 fn check_bounds(bounds: &Bounds, cx: &mut Compile) {

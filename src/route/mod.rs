@@ -29,6 +29,8 @@ use crate::document::Value;
 use crate::limit::Limits;
 use crate::metrics::RouteCounts;
 use crate::request::PathRules;
+use crate::revocation::StaleRule;
+use crate::tunnel::Upgrades;
 use crate::upstream::{Bounds, Upstream};
 
 /// One compiled route: everything a request needs to get through, or not.
@@ -44,12 +46,16 @@ pub struct Route {
     pub authn: Chain,
     /// Who may.
     pub policy: Arc<Policy>,
+    /// What is believed while a feed of revocations is silent.
+    pub stale: StaleRule,
     /// How much.
     pub limits: Limits,
     /// To where.
     pub upstream: Arc<Upstream>,
     /// Bounds on time and size.
     pub bounds: Bounds,
+    /// What it opens instead of answering.
+    pub upgrades: Upgrades,
     /// What happens on it is counted here.
     pub counts: RouteCounts,
 }

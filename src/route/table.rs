@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
+use foldhash::fast::FixedState;
 use http::{HeaderName, HeaderValue, Method};
 use matchit::Router;
 
 use super::template::Template;
 use super::{Match, Route};
-use crate::request::{CanonicalPath, InboundRequest};
+use crate::request::{CanonicalPath, InboundRequest, Upgrade};
 use crate::schema::Compile;
 
 /// How many routes may share a host and a path template: each is asked in turn.
@@ -23,6 +24,8 @@ pub(super) struct Conditions {
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     /// `None` for all.
     pub(super) listeners: Option<Vec<Arc<str>>>,
+    /// Whether `CONNECT` is taken beside `methods`.
+    pub(super) connect: bool,
 }
 
 /// Which hosts a route is for.
@@ -95,9 +98,10 @@ type Params = Vec<(Arc<str>, String)>;
 #[derive(Default)]
 struct Index {
     entries: Vec<Entry>,
-    exact: HashMap<String, Paths>,
+    // A fast hash: what is in here comes from the configuration alone.
+    exact: HashMap<String, Paths, FixedState>,
     /// By suffix with its leading dot.
-    below: HashMap<String, Paths>,
+    below: HashMap<String, Paths, FixedState>,
     any: Paths,
 }
 
@@ -147,16 +151,15 @@ impl Index {
         let (group, values) = self
             .paths(request.host.name())
             .find_map(|paths| paths.find(path))?;
+        let values = values.iter().map(|(_, raw)| decode(raw));
         let (position, entry) = group
             .iter()
             .filter_map(|position| Some((*position, self.entries.get(*position)?)))
             .find(|(_, entry)| entry.conditions.accept(request))?;
         // A route found by its empty tail has one name more than the path has values.
-        let values = values.into_iter().chain(std::iter::repeat(String::new()));
-        Some((
-            position,
-            entry.template.names().cloned().zip(values).collect(),
-        ))
+        let values = values.chain(std::iter::repeat_with(String::new));
+        let params = entry.template.names().cloned().zip(values).collect();
+        Some((position, params))
     }
 
     /// The path indexes that may hold this host's routes, most specific first.
@@ -201,18 +204,17 @@ impl Paths {
         paths
     }
 
-    /// The entries of the most specific template, and the decoded values of its parameters.
-    fn find(&self, path: &str) -> Option<(&[usize], Vec<String>)> {
+    /// The entries of the most specific template, and the values of its parameters. They are still
+    /// encoded: an encoded slash must not make a segment.
+    fn find<'p>(&self, path: &'p str) -> Option<(&[usize], matchit::Params<'_, 'p>)> {
         let found = self.router.at(path).ok()?;
-        // Decoded only now: an encoded slash must not make a segment.
-        let values = found.params.iter().map(|(_, raw)| decode(raw)).collect();
-        Some((self.groups.get(*found.value)?, values))
+        Some((self.groups.get(*found.value)?, found.params))
     }
 }
 
 /// Decodes a part of a canonical path; a tail keeps its slashes.
 fn decode(raw: &str) -> String {
-    if !raw.contains('%') {
+    if !raw.as_bytes().contains(&b'%') {
         return raw.to_owned();
     }
     CanonicalPath::parse(&format!("/{raw}"))
@@ -276,7 +278,8 @@ impl Conditions {
     }
 
     fn accept(&self, request: &InboundRequest) -> bool {
-        self.methods.contains(&request.method)
+        let connects = self.connect && request.upgrade == Some(Upgrade::Connect);
+        (connects || self.methods.contains(&request.method))
             && self
                 .listeners
                 .as_ref()
@@ -300,12 +303,11 @@ impl Conditions {
                 .iter()
                 .all(|(other, wanted)| other != name || wanted == value)
         });
-        listeners
-            && headers
-            && self
-                .methods
-                .iter()
-                .any(|method| other.methods.contains(method))
+        let methods = self
+            .methods
+            .iter()
+            .any(|method| other.methods.contains(method));
+        listeners && headers && (methods || (self.connect && other.connect))
     }
 }
 

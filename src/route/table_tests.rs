@@ -38,6 +38,7 @@ fn entry(text: &str) -> Entry {
         template: Template::parse(path, PathRules::default()).unwrap(),
         hosts: vec![pattern(host)],
         conditions: Conditions {
+            connect: false,
             methods: if methods_named {
                 methods
                     .split(',')

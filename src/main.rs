@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use portcullis::admin::Order;
 use portcullis::config::{self, Document, Style};
 use portcullis::dev::{DevArgs, TokenArgs};
 use portcullis::metrics::Metrics;
@@ -26,9 +27,17 @@ Examples:
   portcullis dev                            try everything on this machine
   portcullis run --config gateway.yaml      run the gateway
   portcullis check --config gateway.yaml    find every problem in a configuration
+  portcullis revoke --issuer main --subject alice --before now
+                                            log alice out everywhere
   portcullis schema > gateway.schema.json   let an editor complete gateway.yaml
 
 Exit codes: 0 fine, 1 a problem was found, 2 wrong usage.";
+
+const REVOKE_EXAMPLES: &str = "\
+Examples:
+  portcullis revoke --issuer main --subject alice --before now   log alice out everywhere
+  portcullis revoke --issuer main --session SID --reason stolen  end one session
+  portcullis revoke --issuer main --token-id JTI --lift          take an entry back";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -63,6 +72,12 @@ enum Command {
     Dev(DevArgs),
     /// Mint a token from the development issuer
     Token(TokenArgs),
+    /// End somebody's permissions at once, in the gateway that runs this configuration
+    ///
+    /// The gateway is told by its admin listener, with the token that the configuration names. Without
+    /// `--before`, everything that the issuer issues is meant, also what it issues later.
+    #[command(after_help = REVOKE_EXAMPLES)]
+    Revoke(RevokeArguments),
     /// Write the JSON Schema of the configuration file, for editors
     Schema,
     /// Try a policy in a process of its own; started by the gateway itself
@@ -81,6 +96,56 @@ struct ConfigArgument {
         env = "PORTCULLIS_CONFIG"
     )]
     config: PathBuf,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("name").required(true))]
+struct RevokeArguments {
+    #[command(flatten)]
+    config: ConfigArgument,
+    /// A block under `issuers`, an `iss`, or the distinguished name that issued a certificate
+    #[arg(long, value_name = "NAME")]
+    issuer: String,
+    /// All tokens of a subject (`sub`)
+    #[arg(long, group = "name", value_name = "SUB")]
+    subject: Option<String>,
+    /// One token (`jti`)
+    #[arg(long, group = "name", value_name = "JTI")]
+    token_id: Option<String>,
+    /// One login session (`sid`)
+    #[arg(long, group = "name", value_name = "SID")]
+    session: Option<String>,
+    /// All tokens of a client (`client_id`)
+    #[arg(long, group = "name", value_name = "ID")]
+    client: Option<String>,
+    /// Everything that a key has signed (`kid`)
+    #[arg(long, group = "name", value_name = "KID")]
+    key_id: Option<String>,
+    /// One certificate, by its serial number in hex
+    #[arg(long, group = "name", value_name = "HEX")]
+    serial: Option<String>,
+    /// With a subject or a client: what was issued up to then; RFC 3339, or `now`
+    #[arg(long, value_name = "TIME")]
+    before: Option<String>,
+    /// With a subject: its tokens with a lower version only
+    #[arg(
+        long,
+        value_name = "VERSION",
+        conflicts_with_all = ["before", "token_id", "session", "client", "key_id", "serial"]
+    )]
+    minimum: Option<u64>,
+    /// When what is revoked ends by itself, so that the entry can be forgotten; RFC 3339
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Take the entry back instead
+    #[arg(long, conflicts_with_all = ["before", "until"])]
+    lift: bool,
+    /// How to write the answer
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -116,6 +181,7 @@ fn main() -> ExitCode {
         } => Ok(check(&config.config, format, strict, effective)),
         Command::Dev(arguments) => dev::run_dev(arguments),
         Command::Token(arguments) => dev::run_token(arguments),
+        Command::Revoke(arguments) => revoke(arguments),
         Command::Schema => Ok(schema()),
         Command::PolicyGate => {
             let code = authz::gate_child(&mut io::stdin().lock(), &mut io::stdout().lock());
@@ -245,6 +311,48 @@ fn check(file: &Path, format: Format, strict: bool, effective: bool) -> ExitCode
     } else {
         ExitCode::FAILURE
     }
+}
+
+fn revoke(arguments: RevokeArguments) -> anyhow::Result<ExitCode> {
+    let metrics = Arc::new(Metrics::default());
+    let loaded = match config::load(&arguments.config.config, None, &metrics) {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            report(&problems);
+            return Ok(ExitCode::FAILURE);
+        }
+    };
+    let names = [
+        ("subject", arguments.subject),
+        ("token_id", arguments.token_id),
+        ("session", arguments.session),
+        ("client", arguments.client),
+        ("key_id", arguments.key_id),
+        ("serial", arguments.serial),
+    ];
+    let named = names
+        .into_iter()
+        .find_map(|(member, name)| Some((member, name?)));
+    let order = Order {
+        issuer: arguments.issuer,
+        name: named.unwrap_or_default(),
+        before: arguments.before,
+        minimum: arguments.minimum,
+        until: arguments.until,
+        reason: arguments.reason,
+        lift: arguments.lift,
+    };
+    let done = order.give(&loaded.snapshot, &loaded.admin)?;
+    match arguments.format {
+        Format::Json => say(&mut io::stdout(), &format!("{:#}\n", done.answer)),
+        Format::Text if done.ok => say(&mut io::stdout(), &format!("{}\n", done.text)),
+        Format::Text => say(&mut io::stderr(), &format!("error: {}\n", done.text)),
+    }
+    Ok(if done.ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 fn schema() -> ExitCode {

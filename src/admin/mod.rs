@@ -5,7 +5,11 @@
 //! address or a name from the configuration (DNS rebinding), and what changes anything needs a header
 //! that no page can send across origins without being asked first.
 
+mod client;
+mod keys;
+mod order;
 mod pages;
+mod revocations;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -20,7 +24,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CACHE_CONTROL, HOST, HeaderName, HeaderValue, ORIGIN};
 use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -30,6 +34,9 @@ use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
+
+pub use client::AskError;
+pub use order::{Done, Order};
 
 use crate::request::Host;
 use crate::schema::{Compile, Problem, Secret, SecretRef};
@@ -53,6 +60,12 @@ const MAX_HEADERS: usize = 64;
 /// How long to wait after the system refused to accept a connection (file descriptors ran out).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// The largest body of a request.
+const MAX_BODY: usize = 64 * 1024;
+
+/// How long it may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How often that is complained about.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
@@ -72,8 +85,8 @@ pub struct AdminConfig {
     pub address: Option<SocketAddr>,
     /// Lets the address be other than this machine's own. Needs a `token`.
     pub allow_remote: bool,
-    /// A secret of 16 bytes or more that `/config`, `/status` and `/reload` require as
-    /// `Authorization: Bearer …`.
+    /// A secret of 16 bytes or more that `/config`, `/status`, `/keys`, `/revocations` and what changes
+    /// anything require as `Authorization: Bearer …`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<SecretRef>,
     /// Names under which the listener may be asked, beside `localhost` and addresses.
@@ -244,12 +257,17 @@ struct Page {
     text: String,
 }
 
-async fn answer<B>(state: &AdminState, request: Request<B>) -> Response<Full<Bytes>> {
-    // The body is never read: nothing here takes one, and the connection ends with the answer.
-    let (head, _body) = request.into_parts();
+async fn answer<B>(state: &AdminState, request: Request<B>) -> Response<Full<Bytes>>
+where
+    B: http_body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    // A body is read only where one is taken, from whoever may send one; otherwise the connection
+    // ends with the answer.
+    let (head, body) = request.into_parts();
     let page = match check(state, &head.headers) {
         Err(page) => page,
-        Ok(trusted) => pages::find(state, &head.method, head.uri.path(), trusted).await,
+        Ok(trusted) => page(state, &head, trusted, body).await,
     };
     let mut text = Bytes::from(page.text);
     if head.method == Method::HEAD {
@@ -274,6 +292,52 @@ async fn answer<B>(state: &AdminState, request: Request<B>) -> Response<Full<Byt
         headers.insert(http::header::WWW_AUTHENTICATE, challenge);
     }
     response
+}
+
+async fn page<B>(state: &AdminState, head: &http::request::Parts, trusted: Trusted, body: B) -> Page
+where
+    B: http_body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let path = head.uri.path();
+    let (revocations, keys) = (revocations::is_here(path), keys::is_here(path));
+    if !revocations && !keys {
+        return pages::find(state, &head.method, path, trusted).await;
+    }
+    let changes = matches!(head.method, Method::POST | Method::DELETE);
+    let body = if changes && trusted.token && trusted.intent {
+        match read(body).await {
+            Ok(body) => body,
+            Err(page) => return page,
+        }
+    } else {
+        Bytes::new()
+    };
+    if keys {
+        keys::find(state, &head.method, path, trusted, &body).await
+    } else {
+        revocations::find(state, &head.method, &head.uri, trusted, &body).await
+    }
+}
+
+/// The body of a request, within its bounds.
+async fn read<B>(body: B) -> Result<Bytes, Page>
+where
+    B: http_body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let collected = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(_)) => Err(pages::problem(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "the body is longer than 64 KiB, or broke off",
+        )),
+        Err(_) => Err(pages::problem(
+            StatusCode::REQUEST_TIMEOUT,
+            "the body took too long",
+        )),
+    }
 }
 
 /// What a request has shown.

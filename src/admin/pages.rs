@@ -1,14 +1,18 @@
 //! What the admin listener answers.
 
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::{AdminState, Page, Trusted};
+use crate::authn::jwt::Origin;
 use crate::clock;
+use crate::revocation::StaleRule;
 use crate::schema::{Problem, Severity};
 use crate::snapshot::Snapshot;
+use crate::tls::ClientTrust;
 
 const JSON: &str = "application/json";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -23,8 +27,16 @@ GET  /ready    whether traffic should come here, with reasons
 GET  /metrics  numbers, as OpenMetrics text
 GET  /config   the configuration in force, defaults filled in, secrets as references  (token)
 GET  /status   revision, issuers, policies, upstreams, limits                         (token)
+GET  /keys     the keys of every issuer: kids, thumbprints, ages, what is distrusted  (token)
 POST /reload   load the configuration anew; problems as JSON                          (token, or
                `X-Portcullis-Admin: 1` where no token is configured)
+GET  /revocations   what is revoked; issuer=, kind=, limit=, after=                   (token)
+POST /revocations   revoke: {\"kind\": …, \"issuer\": …, …}, or a list of such       (likewise)
+POST /revocations/logout   end all of somebody's tokens: {\"issuer\": …, \"subject\": …}  (likewise)
+DELETE /revocations   take an entry back, by the same members                        (likewise)
+POST /keys/distrust  believe a key no more, body {\"issuer\": NAME, \"kid\": KEY}: what it
+               signed ends at once, streams too                                (likewise)
+POST /keys/trust     believe it again, with the same body                             (likewise)
 ";
 
 /// The page at `path`.
@@ -44,26 +56,41 @@ pub(super) async fn find(
             let text = state.live.current().metrics.encode();
             page(StatusCode::OK, OPEN_METRICS, text)
         }
-        "/config" | "/status" | "/reload" if !trusted.token => problem(
-            StatusCode::UNAUTHORIZED,
-            "this page requires the admin token",
-        ),
+        "/config" | "/status" | "/reload" if !trusted.token => untrusted(),
         "/config" if reading => {
             let text = state.live.current().effective.clone();
             page(StatusCode::OK, YAML, text)
         }
         "/status" if reading => status(state),
-        "/reload" if posting && !trusted.intent => problem(
-            StatusCode::FORBIDDEN,
-            "send the header `X-Portcullis-Admin: 1` to show that this is meant",
-        ),
+        "/reload" if posting && !trusted.intent => unmeant(),
         "/reload" if posting => reload(state).await,
-        "/" | "/live" | "/ready" | "/metrics" | "/config" | "/status" | "/reload" => problem(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "this page does not take that method",
-        ),
+        "/" | "/live" | "/ready" | "/metrics" | "/config" | "/status" | "/reload" => wrong_method(),
         _ => problem(StatusCode::NOT_FOUND, "there is no such page"),
     }
+}
+
+/// The answer to whoever shows no token where one is required.
+pub(super) fn untrusted() -> Page {
+    problem(
+        StatusCode::UNAUTHORIZED,
+        "this page requires the admin token",
+    )
+}
+
+/// The answer to what a page of another origin could have sent.
+pub(super) fn unmeant() -> Page {
+    problem(
+        StatusCode::FORBIDDEN,
+        "send the header `X-Portcullis-Admin: 1` to show that this is meant",
+    )
+}
+
+/// The answer to another method than the page takes.
+pub(super) fn wrong_method() -> Page {
+    problem(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this page does not take that method",
+    )
 }
 
 /// A JSON document that says what is wrong.
@@ -71,7 +98,8 @@ pub(super) fn problem(status: StatusCode, message: &str) -> Page {
     answer(status, &json!({ "error": message }))
 }
 
-fn answer(status: StatusCode, document: &Value) -> Page {
+/// A JSON document.
+pub(super) fn answer(status: StatusCode, document: &Value) -> Page {
     page(status, JSON, format!("{document:#}\n"))
 }
 
@@ -113,15 +141,38 @@ fn reasons(snapshot: &Snapshot, draining: bool) -> Vec<String> {
             reasons.push(reason);
         }
     }
+    for (name, listener) in &snapshot.listeners {
+        // Nothing but what another replica may have: it was never fetched here.
+        if let Some(trust) = listener.clients()
+            && trust.is_mandatory()
+            && trust.is_blind()
+            && !trust.allows_unknown()
+        {
+            reasons.push(format!(
+                "listener {name}: no certificate revocation list has been fetched yet"
+            ));
+        }
+    }
     for (name, upstream) in &snapshot.upstreams {
         if upstream.usable().0 == 0 {
             reasons.push(format!("upstream {name}: no endpoint has an address yet"));
         }
     }
+    if routes_refuse(snapshot) {
+        reasons.extend(snapshot.revocation.faults(clock::now()).0);
+    }
     if !snapshot.audit.accepting() {
         reasons.push("audit: no room for further records".to_owned());
     }
     reasons
+}
+
+/// Whether a route believes nobody while a feed of revocations is silent.
+fn routes_refuse(snapshot: &Snapshot) -> bool {
+    snapshot
+        .routes
+        .iter()
+        .any(|route| route.stale == StaleRule::Refuse)
 }
 
 /// What is wrong without keeping traffic away: another replica would fare no better, or this one
@@ -134,9 +185,37 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
             && let Some(error) = keys.last_error
         {
             let age = keys.age_seconds.unwrap_or_default();
+            let left = keys.believed_for_seconds.unwrap_or_default();
+            let kept = if keys.source == Origin::Disk {
+                " and kept on disk"
+            } else {
+                ""
+            };
             warnings.push(format!(
-                "issuer {name}: stale keys, {age} s old, are believed: the last fetch failed: {error}"
+                "issuer {name}: stale keys, {age} s old{kept}, are believed for {left} s more: \
+                 the last fetch failed: {error}"
             ));
+        }
+        if let Some(error) = keys.file_error {
+            warnings.push(format!("issuer {name}: its keys on disk: {error}"));
+        }
+    }
+    for (name, listener) in &snapshot.listeners {
+        let Some(trust) = listener.clients() else {
+            continue;
+        };
+        for authority in trust.without_lists(clock::now()) {
+            warnings.push(format!(
+                "listener {name}: no certificate revocation list of {authority} is in force"
+            ));
+        }
+        for point in trust.point_statuses() {
+            if let Some(error) = point.last_error {
+                warnings.push(format!(
+                    "listener {name}: {}: the last fetch failed: {error}",
+                    point.url
+                ));
+            }
         }
     }
     for (name, upstream) in &snapshot.upstreams {
@@ -148,6 +227,11 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
             ));
         }
     }
+    let (stale, others) = snapshot.revocation.faults(clock::now());
+    if !routes_refuse(snapshot) {
+        warnings.extend(stale);
+    }
+    warnings.extend(others);
     if snapshot.audit.failing() {
         warnings.push("audit: records cannot be written".to_owned());
     }
@@ -169,7 +253,11 @@ fn status(state: &AdminState) -> Page {
                 "ready": issuer.ready().is_ok(),
                 "reason": issuer.ready().err(),
                 "keys": keys.keys,
+                "source": keys.source,
                 "age_seconds": keys.age_seconds,
+                "believed_for_seconds": keys.believed_for_seconds,
+                "distrusted": keys.distrusted,
+                "file_error": keys.file_error,
                 "attempts": keys.attempts,
                 "last_error": keys.last_error,
                 "notes": keys.notes,
@@ -189,10 +277,13 @@ fn status(state: &AdminState) -> Page {
         .listeners
         .iter()
         .map(|(name, listener)| {
-            let state = json!({
+            let mut state = json!({
                 "address": listener.address.to_string(),
                 "connections": metrics.open_connections(name),
             });
+            if let Some(trust) = listener.clients() {
+                certificates(trust, &mut state);
+            }
             (name.clone(), state)
         })
         .collect();
@@ -223,6 +314,7 @@ fn status(state: &AdminState) -> Page {
         "policies": policies,
         "upstreams": upstreams,
         "limits": limits,
+        "revocation": revocation(&snapshot),
         "audit": {
             "accepting": snapshot.audit.accepting(),
             "waiting": snapshot.audit.waiting(),
@@ -230,6 +322,64 @@ fn status(state: &AdminState) -> Page {
         },
     });
     answer(StatusCode::OK, &document)
+}
+
+fn revocation(snapshot: &Snapshot) -> Value {
+    let now = clock::now();
+    let plane = snapshot.revocation.plane();
+    let (taken, room) = plane.occupancy();
+    let entries: Map<String, Value> = plane
+        .counts()
+        .into_iter()
+        .map(|(kind, count)| (kind.to_owned(), count.into()))
+        .collect();
+    let feeds: Vec<_> = snapshot
+        .revocation
+        .feeds()
+        .iter()
+        .map(|feed| feed.status(now))
+        .collect();
+    json!({
+        "entries": entries,
+        "taken": taken,
+        "max_entries": room,
+        "full": plane.is_full(),
+        "store": plane.store(),
+        "feeds": feeds,
+    })
+}
+
+/// What a listener knows of revoked certificates.
+fn certificates(trust: &ClientTrust, state: &mut Value) {
+    let now = clock::now();
+    let seconds = |later: SystemTime, earlier: SystemTime| {
+        later
+            .duration_since(earlier)
+            .map_or(0, |length| length.as_secs())
+    };
+    let lists: Vec<Value> = trust
+        .point_statuses()
+        .into_iter()
+        .map(|point| {
+            json!({
+                "url": &*point.url,
+                "age_seconds": point.list.map(|(issued, _)| seconds(now, issued)),
+                "ends_in_seconds": point.list.map(|(_, ends)| seconds(ends, now)),
+                "entries": point.entries,
+                "last_error": point.last_error,
+            })
+        })
+        .collect();
+    if !lists.is_empty() {
+        state["revocation_lists"] = lists.into();
+    }
+    let missing = trust.without_lists(now);
+    if !missing.is_empty() {
+        state["authorities_without_list"] = missing.into();
+    }
+    if let Some(answers) = trust.answers() {
+        state["ocsp_answers"] = answers.into();
+    }
 }
 
 async fn reload(state: &AdminState) -> Page {

@@ -11,6 +11,7 @@ use crate::audit::Audit;
 use crate::limit::LimitSet;
 use crate::metrics::Metrics;
 use crate::request::Rules;
+use crate::revocation::Revocations;
 use crate::route::RouteTable;
 use crate::schema::Severity;
 use crate::snapshot::Snapshot;
@@ -34,12 +35,14 @@ fn snapshot() -> Snapshot {
         limits: LimitSet::default(),
         upstreams: [].into(),
         identity: Arc::new(IdentityHeaders::default()),
+        revocation: Arc::new(Revocations::default()),
         routes: RouteTable::default(),
         audit: Arc::new(Audit::default()),
         tracing: Arc::new(Tracing::default()),
         head_timeout: Duration::from_secs(30),
         drain_timeout: Duration::from_secs(30),
         metrics: Arc::new(Metrics::default()),
+        epoch: Arc::default(),
     }
 }
 

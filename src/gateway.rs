@@ -2,7 +2,8 @@
 //!
 //! [`Gateway::handle`] is total: every request gets one answer and one record. `enforce` is
 //! fallible and returns on the first refusal. There is no parsing here, no cryptography, no I/O and
-//! no status code; each stage lives in its own room and is called from here alone.
+//! no status code; each stage lives in its own room and is called from here alone. `reaffirm` asks
+//! the same questions again for a stream that is open.
 
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,18 +14,26 @@ use std::task::{Context, Poll};
 use std::time::SystemTime;
 
 use http::{Request, Response};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::audit::Record;
+use crate::authn::Caller;
 use crate::authn::Recent;
-use crate::authz::{Decision, Machines, RouteFacts};
+use crate::authz::{Decision, Machines, Permit, RouteFacts};
 use crate::body::Body;
 use crate::clock;
+use crate::lease::{self, Judged, Lease, Leases, Renewal};
 use crate::limit::Quota;
-use crate::refusal::{Addressee, RATE_LIMIT, Refusal, quota_headers};
+use crate::listener;
+use crate::refusal::{Addressee, Refusal, quota_headers};
 use crate::request::{ConnInfo, InboundRequest, Malformed, RequestId, is_grpc};
+use crate::revocation::Endpoint;
+use crate::route::Match;
 use crate::snapshot::{Held, Live, Snapshot, View};
+use crate::tls::Believer;
+use crate::tunnel::{Opening, Tunnel};
 use crate::upstream::{Forwarding, Pools, Trail};
 
 /// The request path of one worker, with what belongs to its core alone.
@@ -34,6 +43,7 @@ pub struct Gateway {
     machines: Machines,
     pools: Pools,
     recent: Recent,
+    leases: Rc<Leases>,
 }
 
 /// A request with its record open, before anything was decided.
@@ -41,6 +51,8 @@ pub struct Received {
     conn: Arc<ConnInfo>,
     request: Request<Incoming>,
     received_at: SystemTime,
+    /// Read before the snapshot was taken: see [`crate::epoch`].
+    epoch: u64,
     snapshot: Rc<Held>,
     progress: Progress,
 }
@@ -52,6 +64,39 @@ struct Progress {
     quota: Quota,
 }
 
+/// What a client gets.
+#[derive(Debug)]
+pub struct Answer {
+    /// The head, and the body unless it opens a tunnel.
+    pub response: Response<Body>,
+    /// What the exchange is from here on.
+    pub tunnel: Option<Tunnel>,
+}
+
+impl From<Response<Body>> for Answer {
+    fn from(response: Response<Body>) -> Self {
+        Self {
+            response,
+            tunnel: None,
+        }
+    }
+}
+
+/// An answer whose record is open.
+struct Granted {
+    response: Response<Body>,
+    opening: Option<Opening>,
+}
+
+impl From<Response<Body>> for Granted {
+    fn from(response: Response<Body>) -> Self {
+        Self {
+            response,
+            opening: None,
+        }
+    }
+}
+
 impl Gateway {
     /// The request path of a worker.
     pub fn new(live: Arc<Live>) -> Self {
@@ -60,7 +105,24 @@ impl Gateway {
             machines: Machines::default(),
             pools: Pools::default(),
             recent: Recent::default(),
+            leases: Rc::default(),
         }
+    }
+
+    /// Judges the permissions of open streams again, whenever there is reason to. Does not end; to be
+    /// run beside the requests of the same worker.
+    pub async fn keep(self: Rc<Self>) {
+        let epoch = Arc::clone(&self.view.current().epoch);
+        let leases = Rc::clone(&self.leases);
+        let judge = |request: InboundRequest| {
+            let gateway = Rc::clone(&self);
+            async move {
+                let again = pin!(gateway.reaffirm(&request));
+                let permit = CatchPanic(again).await.unwrap_or(Err(Refusal::Internal))?;
+                Ok(permit.until(request.received_at))
+            }
+        };
+        lease::keep(leases, epoch, judge).await;
     }
 
     /// Lets go of a configuration that is no longer in force.
@@ -72,6 +134,7 @@ impl Gateway {
     /// before it is polled: the client that hung up with its last byte leaves a record too.
     pub fn receive(&self, conn: Arc<ConnInfo>, request: Request<Incoming>) -> Received {
         let received_at = clock::now();
+        let epoch = self.view.epoch();
         let snapshot = self.view.current();
         let id = RequestId::random();
         let progress = Progress {
@@ -97,30 +160,27 @@ impl Gateway {
             conn,
             request,
             received_at,
+            epoch,
             snapshot,
             progress,
         }
     }
 
     /// Answers one request: exactly one response, exactly one record.
-    pub async fn handle(&self, received: Received) -> Response<Body> {
+    pub async fn handle(&self, received: Received) -> Answer {
         let Received {
             conn,
             request,
             received_at,
+            epoch,
             snapshot,
             mut progress,
         } = received;
-        let id = progress.to.id;
 
         let outcome = {
             let enforced =
-                pin!(self.enforce(&snapshot, &conn, id, request, received_at, &mut progress));
-            match timeout(snapshot.head_timeout, CatchPanic(enforced)).await {
-                Ok(Some(outcome)) => outcome,
-                Ok(None) => Err(Refusal::Internal),
-                Err(_) => Err(Refusal::DeadlinePassed),
-            }
+                pin!(self.enforce(&snapshot, epoch, &conn, request, received_at, &mut progress));
+            CatchPanic(enforced).await.unwrap_or(Err(Refusal::Internal))
         };
 
         let Progress {
@@ -128,30 +188,41 @@ impl Gateway {
             mut record,
             quota,
         } = progress;
-        let mut response = match outcome {
-            Ok(response) => response,
+        let granted = match outcome {
+            Ok(granted) => granted,
             Err(refusal) => {
                 record.refused(&refusal);
                 let decision_id =
                     matches!(refusal, Refusal::Denied(_)).then(|| record.decision_id());
-                refusal.into_response(&to, decision_id.as_ref().map(RequestId::as_str))
+                refusal
+                    .into_response(&to, decision_id.as_ref().map(RequestId::as_str))
+                    .into()
             }
         };
-        if !response.headers().contains_key(RATE_LIMIT) {
-            quota_headers(&quota, response.headers_mut());
+        let Granted {
+            mut response,
+            opening,
+        } = granted;
+        quota_headers(&quota, response.headers_mut());
+        let Some(opening) = opening else {
+            return record.follow(response).into();
+        };
+        let tunnel = opening.recorded(record.open_tunnel(&response));
+        Answer {
+            response,
+            tunnel: Some(tunnel),
         }
-        record.follow(response)
     }
 
     async fn enforce(
         &self,
         snapshot: &Snapshot,
+        epoch: u64,
         conn: &Arc<ConnInfo>,
-        id: RequestId,
         request: Request<Incoming>,
         received_at: SystemTime,
         progress: &mut Progress,
-    ) -> Result<Response<Body>, Refusal> {
+    ) -> Result<Granted, Refusal> {
         let record = &mut progress.record;
 
         // With `when_full: refuse` nothing happens that could not be recorded.
@@ -162,13 +233,26 @@ impl Gateway {
         // One way to read it, or none.
         let trace = snapshot.tracing.context(request.headers());
         record.trace(&trace);
-        let (request, body) =
+        let id = progress.to.id;
+        let (mut request, body) =
             InboundRequest::parse(conn, id, request, received_at, &snapshot.rules)?;
         progress.to = Addressee::of(&request);
         record.request(&request);
 
+        // What the connection was opened with still stands.
+        self.standing(snapshot, conn, received_at).await?;
+
         if let Some(keys) = snapshot.identity.well_known(&request) {
-            return Ok(keys);
+            return Ok(keys.into());
+        }
+        if let Some(endpoint) = snapshot.revocation.endpoint(&request) {
+            // Boxed, as below: few requests come here, and all would hold room for it.
+            let answer = Box::pin(heard(snapshot, endpoint, &request, body, record)).await;
+            return answer.map(Granted::from);
+        }
+        if lease::is_renewal(&request) {
+            let renewed = Box::pin(self.renew(snapshot, &request, record)).await;
+            return renewed.map(Granted::from);
         }
         let found = snapshot.routes.find(&request);
         let rules = found
@@ -181,13 +265,18 @@ impl Gateway {
         let found = found.ok_or(Refusal::NoRoute)?;
         let route = found.route;
         record.route(&route.name, &route.counts);
+        route.upgrades.admit(&mut request)?;
 
         // How much, before any cost.
         progress.quota = route.limits.screen(&request)?;
 
         // Who.
         let authenticated = match route.limits.slowed(&request) {
-            None => route.authn.authenticate(&self.recent, &request).await,
+            None => {
+                let authenticating = pin!(route.authn.authenticate(&self.recent, &request));
+                let judged = timeout(snapshot.head_timeout, authenticating).await;
+                judged.map_err(|_| Refusal::DeadlinePassed)?
+            }
             // Too many guesses came from this address: only what was verified before is heard.
             Some(exceeded) => Ok(route.authn.recall(&request).ok_or(exceeded)?),
         };
@@ -204,21 +293,15 @@ impl Gateway {
         };
         record.caller(&caller);
 
-        // May they.
-        let facts = RouteFacts {
-            name: &route.name,
-            params: &found.params,
-            labels: &route.labels,
-        };
-        let permit = match route
-            .policy
-            .decide(&self.machines, &request, &facts, caller)
-        {
-            Decision::Allow(permit) => permit,
-            Decision::Deny(denial) => {
-                record.denied(&denial);
+        // Whether it is still theirs, and whether they may.
+        let permit = match self.decide(snapshot, &found, &request, caller) {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                if let Refusal::Denied(denial) = &refusal {
+                    record.denied(denial);
+                }
                 progress.to.challenged(&request);
-                return Err(denial.into());
+                return Err(refusal);
             }
         };
         record.permitted(&permit);
@@ -227,33 +310,245 @@ impl Gateway {
         let quota = route.limits.admit(&request, &permit)?;
         progress.quota = std::mem::take(&mut progress.quota).tighter(quota);
 
-        // To where.
+        // To where, for as long as the permission lasts.
         record.upstream(&route.upstream.name);
-        let body = record.received(Box::pin(Inbound(body)));
+        let request = Rc::new(request);
+        let lease = |request| {
+            let judged = Judged {
+                epoch,
+                until: permit.until(received_at),
+            };
+            self.leases.open(request, permit.caller.clone(), judged)
+        };
+        let lasts = request.upgrade.is_some() || !body.is_end_stream();
+        let hold = lasts.then(|| lease(Rc::clone(&request)));
+        let body = record.received(Body::stream(Inbound {
+            body,
+            lease: hold.as_ref().map(|hold| Rc::clone(hold.lease())),
+        }));
         let decision_id = record.decision_id();
         let forwarding = Forwarding {
             identity: &snapshot.identity,
             route: &route.name,
             bounds: &route.bounds,
+            head_timeout: snapshot.head_timeout,
             trace: &trace,
             decision_id: decision_id.as_str(),
         };
         let mut trail = Trail::default();
-        let answer = route
-            .upstream
-            .forward(&self.pools, &request, body, &permit, forwarding, &mut trail)
-            .await;
+        let answer = {
+            let (pools, trail, upstream) = (&self.pools, &mut trail, &route.upstream);
+            // Pinned here, for to hand it on would be to copy kilobytes.
+            let answer = pin!(async {
+                let Some(upgrade) = &request.upgrade else {
+                    let answer =
+                        upstream.forward(pools, &request, body, &permit, forwarding, trail);
+                    return answer.await.map(|response| (response, None));
+                };
+                // Boxed: few requests come here, and all would hold room for it.
+                Box::pin(upstream.tunnel(pools, &request, upgrade, &permit, forwarding, trail))
+                    .await
+            });
+            match &hold {
+                None => Ok(answer.await),
+                Some(hold) => hold.race(answer).await,
+            }
+        };
         record.forwarded(&trail);
-        let mut response = answer?;
+        let (mut response, far) = answer??;
         for (name, value) in &permit.advice.headers {
             response.headers_mut().append(name, value.clone());
         }
-        Ok(response)
+        if far.is_none() && response.body().is_whole() {
+            return Ok(response.into());
+        }
+        let hold = hold.unwrap_or_else(|| lease(Rc::clone(&request)));
+        hold.settle_in();
+        record.leased(hold.lease());
+        let Some(far) = far else {
+            return Ok(lease::bind(response, hold, progress.to.grpc).into());
+        };
+        let opening = Opening::new(&request, &route.upgrades, far, hold, &snapshot.metrics);
+        Ok(Granted {
+            response,
+            opening: Some(opening),
+        })
+    }
+
+    /// Whether the credential is still its holder's, and whether they may: asked once who it is.
+    fn decide(
+        &self,
+        snapshot: &Snapshot,
+        found: &Match<'_>,
+        request: &InboundRequest,
+        caller: Caller,
+    ) -> Result<Permit, Refusal> {
+        let route = found.route;
+        snapshot
+            .revocation
+            .check(&caller, &request.conn, route.stale, request.received_at)?;
+        let facts = RouteFacts {
+            name: &route.name,
+            params: &found.params,
+            labels: &route.labels,
+        };
+        match route.policy.decide(&self.machines, request, &facts, caller) {
+            Decision::Allow(permit) => Ok(permit),
+            Decision::Deny(denial) => Err(denial.into()),
+        }
+    }
+
+    /// Renews the permissions of the streams that are open on the request's connection with the
+    /// credential that it brings.
+    async fn renew(
+        &self,
+        snapshot: &Snapshot,
+        request: &InboundRequest,
+        record: &mut Record,
+    ) -> Result<Response<Body>, Refusal> {
+        let mut renewal = Renewal::default();
+        let (mut counted, mut failed) = (false, false);
+        for (nth, lease) in self.leases.of(&request.conn).into_iter().enumerate() {
+            if lease.lapse().is_some() {
+                continue;
+            }
+            if nth % 8 == 7 {
+                // Others want to be served, too.
+                tokio::task::yield_now().await;
+            }
+            let again = lease.renewed(request);
+            let Some(found) = snapshot.routes.find(&again) else {
+                continue;
+            };
+            // Requests and guesses are counted here as everywhere, once for all streams.
+            let (authn, limits) = (&found.route.authn, &found.route.limits);
+            if !std::mem::replace(&mut counted, true) {
+                limits.screen(request)?;
+            }
+            if let Some(exceeded) = limits.slowed(request) {
+                return Err(exceeded.into());
+            }
+            let epoch = self.view.epoch();
+            let judging = async {
+                match authn.authenticate(&self.recent, &again).await {
+                    Ok(caller) if lease.is_of(&caller) => {
+                        record.caller(&caller);
+                        self.reaffirm(&again).await.map(Some)
+                    }
+                    // What somebody else may do is nothing to them.
+                    Ok(_) => Ok(None),
+                    Err(failure) => {
+                        if !std::mem::replace(&mut failed, true) {
+                            limits.failed(request, &failure);
+                        }
+                        let bearer = authn.takes_bearer();
+                        Err(Refusal::Unauthenticated { failure, bearer })
+                    }
+                }
+            };
+            let judged = timeout(snapshot.head_timeout, judging).await;
+            match judged.map_err(|_| Refusal::DeadlinePassed)? {
+                Ok(Some(permit)) => {
+                    let until = permit.until(request.received_at);
+                    self.leases.renew(&lease, again, Judged { epoch, until });
+                    renewal.renewed();
+                }
+                Ok(None) => renewal.kept(None),
+                Err(refusal) => renewal.kept(Some(refusal)),
+            }
+        }
+        renewal.answer()
+    }
+
+    /// Asks everything again for a request that was allowed, under the configuration now in force.
+    /// Limits are for requests, not for what is left of them.
+    async fn reaffirm(&self, request: &InboundRequest) -> Result<Permit, Refusal> {
+        let snapshot = self.view.current();
+        if let Some(standing) = request.conn.standing()
+            && !standing.holds(&snapshot.epoch, request.received_at)
+        {
+            // Nobody else's stream has to wait for this one's responder.
+            standing
+                .look(
+                    || self.believer(&request.conn),
+                    &snapshot.epoch,
+                    request.received_at,
+                )
+                .map_err(|lapse| Refusal::lapsed(lapse, &request.conn))?;
+        }
+        let found = snapshot.routes.find(request).ok_or(Refusal::NoRoute)?;
+        let route = found.route;
+        route
+            .paths
+            .check(request.path.ambiguities())
+            .map_err(Malformed::Path)?;
+        if !route.upgrades.still_open(request) {
+            return Err(Refusal::NoRoute);
+        }
+        let authenticated = route.authn.authenticate(&self.recent, request).await;
+        let caller = authenticated.map_err(|failure| Refusal::Unauthenticated {
+            failure,
+            bearer: route.authn.takes_bearer(),
+        })?;
+        self.decide(&snapshot, &found, request, caller)
     }
 }
 
-/// The client's body as ours.
-struct Inbound(Incoming);
+/// Takes what an issuer or a transmitter posts to us. Whoever posts what is not theirs to say is
+/// slowed down like whoever guesses credentials.
+async fn heard(
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+    request: &InboundRequest,
+    body: Incoming,
+    record: &mut Record,
+) -> Result<Response<Body>, Refusal> {
+    let stranger = !endpoint.knows(request);
+    if stranger && let Some(exceeded) = snapshot.limits.slowed(request.client) {
+        return Err(exceeded.into());
+    }
+    let body = record.received(Body::stream(Inbound { body, lease: None }));
+    let plane = snapshot.revocation.plane();
+    let delivery = endpoint.receive(plane, request, body).await;
+    if stranger && delivery.suspicious {
+        snapshot.limits.failed(request.client);
+    }
+    record.posted(delivery.code, &delivery.detail);
+    Ok(delivery.response)
+}
+
+impl Gateway {
+    /// Whether the connection's certificate, if it has one, is still believed: by what is in force
+    /// now, which may be newer than the request's configuration.
+    async fn standing(
+        &self,
+        snapshot: &Snapshot,
+        conn: &ConnInfo,
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
+        let Some(standing) = conn.standing() else {
+            return Ok(());
+        };
+        if standing.holds(&snapshot.epoch, now) {
+            return Ok(());
+        }
+        // On the heap: it is rare, and every request would hold room for it.
+        Box::pin(standing.settle(|| self.believer(conn), &snapshot.epoch, now))
+            .await
+            .map_err(|lapse| Refusal::lapsed(lapse, conn))
+    }
+
+    fn believer(&self, conn: &ConnInfo) -> Believer {
+        listener::believer(&self.view.current().listeners, &conn.listener, conn.local)
+    }
+}
+
+/// The client's body as ours, for as long as its permission lasts. The answer ends by itself then, but
+/// only when it is asked for: a client that does not read its answer must not go on sending.
+struct Inbound {
+    body: Incoming,
+    lease: Option<Rc<Lease>>,
+}
 
 impl http_body::Body for Inbound {
     type Data = bytes::Bytes;
@@ -263,15 +558,18 @@ impl http_body::Body for Inbound {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        Pin::new(&mut self.0).poll_frame(cx).map_err(Into::into)
+        if let Some(lapse) = self.lease.as_ref().and_then(|lease| lease.lapse()) {
+            return Poll::Ready(Some(Err(lapse.to_string().into())));
+        }
+        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
-        self.0.size_hint()
+        self.body.size_hint()
     }
 }
 

@@ -13,6 +13,7 @@
 //!   → route                                      route
 //!   → screen: limits by address                  limit
 //!   → authenticate                               authn
+//!   → is it still theirs                         revocation
 //!   → authorize                                  authz      → a Permit, or a Denial
 //!   → admit: limits by verified caller           limit
 //!   → forward                                    upstream
@@ -37,6 +38,8 @@
 //! | see which route takes a request | [`route`] |
 //! | learn what a key of `gateway.yaml` does | the struct in the room it belongs to; the root is [`config::Document`] |
 //! | know what a reload changes | [`snapshot`], [`config::reload`] |
+//! | see what ends a permission early | [`revocation`]; what tells of it is the [`epoch`] |
+//! | see how an open stream ends with its permission | [`lease`]; WebSocket and `CONNECT`: [`tunnel`] |
 //! | check what is recorded | [`audit`] |
 //! | bound a fetch from outside | [`fetch`] |
 //! | see how the process starts and ends | [`run`] |
@@ -46,16 +49,16 @@
 //! A room may name only rooms to its left:
 //!
 //! ```text
-//! clock · metrics · schema · document · body · tls · fetch · request · telemetry · authn · authz ·
-//! limit · upstream · refusal · audit · listener · route · snapshot · admin · config · gateway ·
-//! server · run · dev · main
+//! clock · epoch · metrics · schema · document · body · tls · fetch · request · telemetry · authn ·
+//! revocation · authz · limit · upstream · refusal · lease · audit · tunnel · listener · route · snapshot · admin ·
+//! config · gateway · server · run · dev · main
 //! ```
 //!
 //! A stage may use the products of earlier stages and has never heard of later ones; stages never
 //! call each other, only [`gateway`] does. An outside library has one room: rustls in [`tls`],
 //! reqwest in [`fetch`], jsonwebtoken in [`authn`] (and where assertions are signed), regorus in
-//! [`authz`] and [`document`], governor in [`limit`], YAML in [`config`] and the scalars of
-//! [`schema`].
+//! [`authz`] and [`document`], governor in [`limit`], redis in [`revocation`], YAML in [`config`] and
+//! the scalars of [`schema`].
 //!
 //! # Threads
 //!
@@ -103,8 +106,14 @@
 //! 8. Permission ages: what was allowed ends when its credential does, or when the policy wants to
 //!    be asked again, also in the middle of a body.
 //!    - `promises::a_stream_ends_when_its_token_does`
-//!    - `promises::a_stream_ends_when_the_policy_wants_to_be_asked_again`
+//!    - `leases::a_change_between_the_check_and_the_stream_is_not_missed`
+//!    - `leases::a_policy_that_now_says_no_ends_that_stream_and_no_other`
+//!    - `leases::a_long_upload_is_refused_in_its_middle`
+//!    - `promises::a_stream_is_judged_again_when_the_policy_wants_to_be_asked`
 //!    - `authn::a_cached_token_still_expires`
+//!    - `feeds::what_one_replica_revokes_ends_open_streams_on_another`
+//!    - `certificates::a_certificate_revoked_after_its_connection_opened_serves_no_further_request`
+//!    - `certificates::open_streams_end_with_the_certificate_and_those_of_others_go_on`
 //! 9. Every outside wait has a deadline, every outside body a size, every map that a client can
 //!    feed a bound.
 //!    - `forward::a_silent_upstream_is_a_504_within_the_routes_bound`
@@ -115,6 +124,10 @@
 //!     - `keys::a_removed_key_ends_cached_tokens_too`
 //!     - `keys::a_kid_reused_for_another_key_ends_cached_tokens_too`
 //!     - `authn::a_cached_token_still_expires`
+//!     - `revocation::each_kind_ends_a_token_that_was_just_let_in_and_no_other`
+//!     - `revocation::what_was_revoked_is_so_after_a_restart_and_what_was_lifted_is_not`
+//!     - `feeds::a_logout_token_ends_its_session_and_no_other`
+//!     - `feeds::what_one_replica_revokes_every_replica_refuses_within_a_second`
 //!
 //! # As a library
 //!
@@ -138,13 +151,16 @@ pub mod clock;
 pub mod config;
 pub mod dev;
 pub mod document;
+pub mod epoch;
 pub mod fetch;
 pub mod gateway;
+pub mod lease;
 pub mod limit;
 pub mod listener;
 pub mod metrics;
 pub mod refusal;
 pub mod request;
+pub mod revocation;
 pub mod route;
 pub mod run;
 pub mod schema;
@@ -152,4 +168,5 @@ pub mod server;
 pub mod snapshot;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
 pub mod upstream;

@@ -21,6 +21,8 @@ const TAIL_PROGRESS: u64 = 4096;
 /// How long we go on reading, and throwing away, after our last byte: closing with unread bytes
 /// resets the connection and destroys the answer on its way.
 const LINGER: Duration = Duration::from_secs(2);
+/// When a tunnel is looked at that nothing calls attention to.
+const RARELY: Duration = Duration::from_secs(3600);
 
 /// Why we ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +81,10 @@ pub(super) struct Activity {
     woken: Cell<bool>,
     /// What was seen of heads that have not been handed over yet.
     verdicts: RefCell<VecDeque<Verdict>>,
+    /// Tunnels under way.
+    tunnels: Cell<usize>,
+    /// The connection, of HTTP/1, is one.
+    released: Cell<bool>,
     streams: RefCell<BTreeMap<u64, Rc<Stream>>>,
     next_stream: Cell<u64>,
 }
@@ -100,6 +106,8 @@ impl Activity {
             starving: Cell::new(false),
             woken: Cell::new(false),
             verdicts: RefCell::default(),
+            tunnels: Cell::new(0),
+            released: Cell::new(false),
             streams: RefCell::default(),
             next_stream: Cell::new(0),
         })
@@ -147,6 +155,30 @@ impl Activity {
         self.mid_body.get() && self.verdicts.borrow().is_empty()
     }
 
+    /// Whether bytes came behind the request that was handed over last.
+    pub(super) fn more_came(&self) -> bool {
+        self.head_since.get().is_some() || !self.verdicts.borrow().is_empty()
+    }
+
+    /// The connection is a tunnel from here on; what was seen behind its request was no request.
+    pub(super) fn release(&self) {
+        self.released.set(true);
+        self.head_since.set(None);
+        self.mid_body.set(false);
+        self.verdicts.borrow_mut().clear();
+        self.woken.set(true);
+    }
+
+    /// Whether the connection is a tunnel.
+    pub(super) fn released(&self) -> bool {
+        self.released.get()
+    }
+
+    /// How many tunnels are under way.
+    pub(super) fn tunnels(&self) -> usize {
+        self.tunnels.get()
+    }
+
     /// The preface of HTTP/2 has arrived.
     pub(super) fn begun(&self) {
         if !self.begun.replace(true) {
@@ -187,6 +219,9 @@ impl Activity {
     pub(super) fn block(&self) {
         if self.blocked.get().is_none() {
             self.blocked.set(Some((Instant::now(), self.written.get())));
+            if self.released.get() {
+                self.woken.set(true);
+            }
         }
     }
 
@@ -263,6 +298,8 @@ impl Activity {
             offered: Cell::new(None),
             cut: Cell::new(false),
             waker: Cell::new(None),
+            gone: Cell::new(false),
+            other: Cell::new(None),
         });
         self.streams.borrow_mut().insert(id, Rc::clone(&stream));
         stream
@@ -271,6 +308,10 @@ impl Activity {
     /// The stream has ended.
     pub(super) fn forget(&self, stream: &Stream) {
         self.streams.borrow_mut().remove(&stream.id);
+        stream.gone.set(true);
+        if let Some(waker) = stream.other.take() {
+            waker.wake();
+        }
     }
 
     /// Whether the connection may go on, and when to ask again.
@@ -291,8 +332,12 @@ impl Activity {
                 Ok(end)
             };
         }
-        // A state that changes right after this is found in time: no limit is shorter.
-        let mut next = now + header.min(idle).min(write);
+        // A state that changes right after this is found in time: no limit is shorter. A tunnel says so
+        // when it is blocked, and nothing else is bound here.
+        let mut next = match self.released.get() {
+            true => now + RARELY,
+            false => now + header.min(idle).min(write),
+        };
         let mut limit = |since: Instant, length: Duration, cause: Cause| {
             let end = since + length;
             if now >= end {
@@ -339,6 +384,26 @@ impl Drop for InFlight {
     }
 }
 
+impl InFlight {
+    /// The request has become a tunnel.
+    pub(super) fn tunnel(self) -> TunnelInFlight {
+        let tunnels = &self.0.tunnels;
+        tunnels.set(tunnels.get() + 1);
+        TunnelInFlight(self)
+    }
+}
+
+/// A tunnel under way.
+#[derive(Debug)]
+pub(super) struct TunnelInFlight(InFlight);
+
+impl Drop for TunnelInFlight {
+    fn drop(&mut self) {
+        let tunnels = &self.0.0.tunnels;
+        tunnels.set(tunnels.get() - 1);
+    }
+}
+
 /// A stream of HTTP/2. With flow control a client can leave an answer lying without the connection
 /// being blocked, so each stream has its own watch.
 pub(super) struct Stream {
@@ -347,6 +412,10 @@ pub(super) struct Stream {
     offered: Cell<Option<Instant>>,
     cut: Cell<bool>,
     waker: Cell<Option<Waker>>,
+    /// Nobody moves it any more.
+    gone: Cell<bool>,
+    /// Whoever waits for that.
+    other: Cell<Option<Waker>>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -381,7 +450,21 @@ impl Stream {
         false
     }
 
-    fn cut(&self) {
+    /// Whether nobody moves the stream any more; otherwise `waker` is told when that is so.
+    pub(super) fn is_gone(&self, waker: &Waker) -> bool {
+        if self.gone.get() {
+            return true;
+        }
+        let kept = match self.other.take() {
+            Some(kept) if kept.will_wake(waker) => kept,
+            _ => waker.clone(),
+        };
+        self.other.set(Some(kept));
+        false
+    }
+
+    /// Ends the stream with a reset.
+    pub(super) fn cut(&self) {
         self.cut.set(true);
         if let Some(waker) = self.waker.take() {
             waker.wake();

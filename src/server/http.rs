@@ -12,8 +12,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
-use http::{Request, Response};
+use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use http::{Method, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -31,7 +31,9 @@ use super::framing::Framing;
 use super::gather::Gather;
 use super::parking::Parkable;
 use super::tap::{Tap, Watch};
+use super::tunnel::{Opened, Slot};
 use crate::body::{Body, BodyError};
+use crate::gateway::Answer;
 use crate::listener::Bounds;
 use crate::request::ConnInfo;
 
@@ -54,6 +56,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// How long nothing happens on a connection of HTTP/1 before it is parked. Shorter in tests here, so
 /// that all of them go through it.
 const REST: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1000 });
+/// How long tunnels have to say goodbye at the end of draining. Shorter than the worker's patience.
+const GOODBYE: Duration = Duration::from_millis(600);
 /// How often a closing connection is looked at.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 
@@ -109,7 +113,7 @@ pub(super) async fn serve<S, H, F>(
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + Unpin + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Future<Output: Into<Answer>> + 'static,
 {
     let (protocol, ahead) = match protocol {
         Protocol::ByPreface => match sniff(&mut stream, bounds, phase.clone()).await {
@@ -127,7 +131,8 @@ where
             let gather = gather.clone();
             move |cx: &mut Context<'_>| gather.poll_settle(cx)
         };
-        let connection = http2_connection(gather, Arc::new(info), bounds, &activity, handler);
+        let connection =
+            http2_connection(gather, Arc::new(info), bounds, &activity, &phase, handler);
         let close = http2::Connection::graceful_shutdown;
         // On the heap, or every connection of HTTP/1 would hold room for its size.
         let mut connection = Box::pin(connection);
@@ -146,9 +151,11 @@ where
         info.ambiguous_head = Some(Arc::clone(&flag));
         let watch = Watch::Http1(Framing::default());
         let tap = Tap::new(stream, ahead, watch, Rc::clone(&activity));
-        let service = http1_service(Arc::new(info), &activity, flag, handler);
+        let opened = Slot::default();
+        let leave_at = (Rc::clone(&opened), phase.clone());
+        let service = http1_service(Arc::new(info), &activity, flag, leave_at, handler);
         let settings = http1_settings(bounds);
-        let connection = Parkable::new(tap, service, settings, Rc::clone(&activity));
+        let connection = Parkable::new(tap, service, settings, Rc::clone(&activity), opened);
         // HTTP/1 gathers by itself.
         let settle = |_: &mut Context<'_>| Poll::Ready(Ok(()));
         let close = |connection: Pin<&mut Parkable<_, _>>| connection.get_mut().close();
@@ -237,6 +244,8 @@ where
     let mut alarm = pin!(tokio::time::sleep(Duration::ZERO));
     let mut leaving: Option<Leaving> = None;
     let mut seen = Phase::Open;
+    // Tunnels say goodbye before they are cut.
+    let mut cut_at: Option<Instant> = None;
     loop {
         let next = next_event(
             &mut phase,
@@ -250,7 +259,9 @@ where
             Event::Phase(now) => {
                 seen = now;
                 let now = Instant::now();
-                if seen == Phase::Cut {
+                if seen == Phase::Cut && activity.tunnels() > 0 {
+                    cut_at = Some(now + GOODBYE);
+                } else if seen == Phase::Cut {
                     return if activity.quiet() {
                         Ending::Closed
                     } else {
@@ -265,6 +276,7 @@ where
                 });
                 now
             }
+            Event::Ended(_) if cut_at.is_some() => return Ending::Cut,
             Event::Ended(ended) => {
                 if activity.is_flooded() {
                     return Ending::Bound(Cause::Frames);
@@ -279,6 +291,9 @@ where
             }
             Event::Alarm => Instant::now(),
         };
+        if cut_at.is_some_and(|cut_at| now >= cut_at || activity.tunnels() == 0) {
+            return Ending::Cut;
+        }
         let mut next = match activity.check(now, bounds) {
             Ok(next) => next,
             Err(Cause::Idle) => {
@@ -307,14 +322,21 @@ where
             } else if quiet && now >= leaving.since + PATIENCE {
                 return leaving.cause.map_or(Ending::Closed, Ending::Bound);
             }
-            next = next.min(now + DRAIN_TICK);
+            // A tunnel ends by itself, or is told to.
+            if !activity.released() {
+                next = next.min(now + DRAIN_TICK);
+            }
         } else if let Some(park) = park {
             // While it serves, the clock asks every now and then. The first byte wakes it and asks.
             match activity.at_rest() {
                 Some(since) if now >= since + REST => park(connection.as_mut()),
                 Some(since) => next = next.min(since + REST),
+                None if activity.released() => {}
                 None => next = next.min(now + REST),
             }
+        }
+        if let Some(cut_at) = cut_at {
+            next = next.min(cut_at).min(now + DRAIN_TICK);
         }
         alarm.as_mut().reset(next.into());
     }
@@ -395,11 +417,12 @@ fn http1_service<H, F>(
     info: Arc<ConnInfo>,
     activity: &Rc<Activity>,
     ambiguous: Arc<AtomicBool>,
+    (opened, phase): (Slot, watch::Receiver<Phase>),
     handler: H,
 ) -> impl Service + Unpin + use<H, F>
 where
     H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + Unpin + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Future<Output: Into<Answer>> + 'static,
 {
     let activity = Rc::clone(activity);
     service_fn(move |request: Request<Incoming>| {
@@ -411,20 +434,37 @@ where
             .is_some_and(|verdict| verdict.fits(encoded));
         ambiguous.store(!fits, Ordering::Relaxed);
         let activity = Rc::clone(&activity);
+        let connect = *request.method() == Method::CONNECT;
+        let upgrade = connect || request.headers().contains_key(UPGRADE);
+        let (opened, phase) = (Rc::clone(&opened), phase.clone());
         // Boxed, so that an idle connection does not hold room for a request's whole path.
         let answer = Box::pin(handler(Arc::clone(&info), request));
         async move {
-            let mut response = answer.await;
+            let Answer {
+                mut response,
+                tunnel,
+            } = answer.await.into();
+            if let Some(tunnel) = tunnel {
+                opened.replace(Some(Opened::new(tunnel, guard.tunnel(), phase)));
+                return Ok(response.map(|body| Watched {
+                    body,
+                    stream: None,
+                    _guard: None,
+                }));
+            }
+            // What a client sends behind a request for another protocol, without waiting for the
+            // answer, may be meant as either: it is nothing. Behind `CONNECT` it is never ours.
+            let unclear = connect || (upgrade && activity.more_came());
             // hyper closes when an answer ends before the body that it answers, since the rest
             // of the body would stand where the next head is due. The client should know.
-            if activity.draining() || activity.body_is_open() {
+            if activity.draining() || activity.body_is_open() || unclear {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
             Ok::<_, Infallible>(response.map(|body| Watched {
                 body,
                 stream: None,
-                _guard: guard,
+                _guard: Some(guard),
             }))
         }
     })
@@ -449,12 +489,13 @@ fn http2_connection<S, H, F>(
     info: Arc<ConnInfo>,
     bounds: &Bounds,
     activity: &Rc<Activity>,
+    phase: &watch::Receiver<Phase>,
     handler: H,
 ) -> http2::Connection<TokioIo<Gather<Tap<S>>>, impl Service + use<S, H, F>, LocalExec>
 where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     H: Fn(Arc<ConnInfo>, Request<Incoming>) -> F + 'static,
-    F: Future<Output = Response<Body>> + 'static,
+    F: Future<Output: Into<Answer>> + 'static,
 {
     let executor = LocalExec {
         activity: Rc::clone(activity),
@@ -462,19 +503,39 @@ where
     };
     let next = Rc::clone(&executor.next);
     let activity = Rc::clone(activity);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let phase = phase.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let guard = activity.request();
         let stream = activity.stream();
         // hyper gives the stream's future to the executor right after this call.
         next.replace(Some(Rc::clone(&stream)));
+        let connect = *request.method() == Method::CONNECT;
+        let upgrade = connect.then(|| {
+            let tools = (Rc::clone(&activity), Rc::clone(&next), phase.clone());
+            (hyper::upgrade::on(&mut request), tools)
+        });
         let answer = Box::pin(handler(Arc::clone(&info), request));
         async move {
-            let response = answer.await;
+            let Answer { response, tunnel } = answer.await.into();
+            if let (Some(tunnel), Some((upgrade, tools))) = (tunnel, upgrade) {
+                let (activity, next, phase) = tools;
+                let sending = activity.stream();
+                let opened = Opened::new(tunnel, guard.tunnel(), phase);
+                let watched = Rc::clone(&sending);
+                tokio::task::spawn_local(opened.on_stream(upgrade, activity, watched));
+                // hyper gives the half that sends to the executor right after this answer.
+                next.replace(Some(sending));
+                return Ok(response.map(|body| Watched {
+                    body,
+                    stream: None,
+                    _guard: None,
+                }));
+            }
             stream.offer();
             Ok::<_, Infallible>(response.map(|body| Watched {
                 body,
                 stream: Some(stream),
-                _guard: guard,
+                _guard: Some(guard),
             }))
         }
     });
@@ -484,6 +545,7 @@ where
     let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
+        .enable_connect_protocol()
         .max_concurrent_streams(http2.max_concurrent_streams)
         .initial_stream_window_size(size(http2.stream_window))
         .initial_connection_window_size(size(http2.connection_window))
@@ -584,7 +646,7 @@ impl<F: Future> Future for Guarded<F> {
 pub(super) struct Watched {
     body: Body,
     stream: Option<Rc<Stream>>,
-    _guard: InFlight,
+    _guard: Option<InFlight>,
 }
 
 impl HttpBody for Watched {
@@ -595,7 +657,7 @@ impl HttpBody for Watched {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = self.body.as_mut().poll_frame(cx);
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
         if let Some(stream) = &self.stream {
             match &frame {
                 Poll::Ready(Some(_)) => stream.offer(),

@@ -3,9 +3,11 @@
 //! Each worker is a thread with a single-threaded runtime. It accepts on sockets of its own, which
 //! share their addresses by `SO_REUSEPORT`, and a connection stays on the worker that accepted it.
 //! What a listener presents and allows is taken from the configuration in force when a connection is
-//! accepted, so a reload never touches open ones.
+//! accepted, so a reload never touches open ones; but for those whose client certificate is no longer
+//! believed, which end.
 
 mod activity;
+mod certified;
 mod frames;
 mod framing;
 mod gather;
@@ -14,6 +16,7 @@ mod http;
 mod parking;
 mod socket;
 mod tap;
+mod tunnel;
 mod worker;
 
 use std::collections::BTreeMap;

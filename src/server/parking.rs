@@ -19,12 +19,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::activity::Activity;
 use super::http::Service;
 use super::tap::Tap;
+use super::tunnel::Slot;
 
 /// A connection that can be parked.
 pub(super) struct Parkable<S, V: Service> {
     state: State<S, V>,
     settings: http1::Builder,
     activity: Rc<Activity>,
+    /// What the last answer has opened.
+    opened: Slot,
 }
 
 /// hyper's connection, on the heap: a parked one does not hold room for it either.
@@ -33,6 +36,10 @@ type Serving<S, V> = Box<http1::Connection<TokioIo<Tap<S>>, V>>;
 enum State<S, V: Service> {
     Serving(Serving<S, V>),
     Parked(Tap<S>, V),
+    /// No requests any more: the last one has opened this.
+    Tunnel(Pin<Box<dyn Future<Output = ()>>>),
+    /// hyper is through with it.
+    Closing(Tap<S>),
     /// Between the two, never seen from outside.
     Moving,
 }
@@ -47,11 +54,13 @@ where
         service: V,
         settings: http1::Builder,
         activity: Rc<Activity>,
+        opened: Slot,
     ) -> Self {
         let mut me = Self {
             state: State::Parked(tap, service),
             settings,
             activity,
+            opened,
         };
         me.wake();
         me
@@ -67,7 +76,9 @@ where
                 tap.rest(parts.read_buf);
                 self.state = State::Parked(tap, parts.service);
             }
-            other @ (State::Parked(..) | State::Moving) => self.state = other,
+            other @ (State::Parked(..) | State::Tunnel(_) | State::Closing(_) | State::Moving) => {
+                self.state = other;
+            }
         }
     }
 
@@ -84,13 +95,35 @@ where
         }
     }
 
+    /// hyper is through with the connection.
+    fn move_on(&mut self) {
+        match mem::replace(&mut self.state, State::Moving) {
+            State::Serving(connection) => {
+                let parts = connection.into_parts();
+                let mut tap = parts.io.into_inner();
+                self.state = match self.opened.take() {
+                    Some(opened) => {
+                        tap.release(parts.read_buf);
+                        State::Tunnel(opened.on_connection(tap))
+                    }
+                    None => State::Closing(tap),
+                };
+            }
+            other @ (State::Parked(..) | State::Tunnel(_) | State::Closing(_) | State::Moving) => {
+                self.state = other;
+            }
+        }
+    }
+
     fn wake(&mut self) {
         match mem::replace(&mut self.state, State::Moving) {
             State::Parked(tap, service) => {
                 let connection = self.settings.serve_connection(TokioIo::new(tap), service);
                 self.state = State::Serving(Box::new(connection));
             }
-            other @ (State::Serving(_) | State::Moving) => self.state = other,
+            other @ (State::Serving(_) | State::Tunnel(_) | State::Closing(_) | State::Moving) => {
+                self.state = other
+            }
         }
     }
 }
@@ -109,9 +142,16 @@ where
             me.wake();
             me.activity.woken();
         }
+        if let State::Serving(connection) = &mut me.state {
+            ready!(Pin::new(&mut **connection).poll(cx))?;
+            me.move_on();
+        }
         match &mut me.state {
-            State::Serving(connection) => Pin::new(&mut **connection).poll(cx),
-            State::Parked(..) | State::Moving => Poll::Pending,
+            State::Tunnel(tunnel) => tunnel.as_mut().poll(cx).map(Ok),
+            // Does nothing if hyper has done it. After a request for an upgrade it leaves that to
+            // whoever takes the connection over, be there nobody.
+            State::Closing(tap) => Pin::new(tap).poll_shutdown(cx).map(|_| Ok(())),
+            State::Serving(_) | State::Parked(..) | State::Moving => Poll::Pending,
         }
     }
 }

@@ -18,6 +18,8 @@ use super::framing::{Found, Framing};
 pub(super) enum Watch {
     Http1(Framing),
     Http2(Frames),
+    /// Nothing: the connection has become a tunnel, and its bytes are no requests.
+    Nothing,
 }
 
 /// A stream with its watchers.
@@ -87,6 +89,7 @@ impl<S> Tap<S> {
                 }
                 activity.mid_head(frames.mid_head());
             }
+            Watch::Nothing => {}
         }
         Ok(())
     }
@@ -98,6 +101,15 @@ impl<S> Tap<S> {
         if let Watch::Http1(framing) = &mut self.watch {
             framing.rest();
         }
+    }
+
+    /// The connection is a tunnel from here on. `left` is what hyper had read behind the request: it
+    /// was no request, and is the beginning of what goes through.
+    pub(super) fn release(&mut self, left: Bytes) {
+        self.watch = Watch::Nothing;
+        self.activity.release();
+        // A copy, also where there is nothing: what is left is a part of hyper's whole buffer.
+        self.ahead = [&left[..], &self.ahead].concat().into();
     }
 
     fn note(&self, offered: usize, result: &Poll<io::Result<usize>>) {
@@ -135,6 +147,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
             let here = me.ahead.len().min(buf.remaining());
             buf.put_slice(me.ahead.get(..here).unwrap_or_default());
             me.ahead.advance(here);
+            if me.ahead.is_empty() {
+                // Lets go of the buffer that it was a part of.
+                me.ahead = Bytes::new();
+            }
         } else if let Some(error) = me.failed.take() {
             return Poll::Ready(Err(error));
         } else {
@@ -188,6 +204,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tap<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
+        if matches!(me.watch, Watch::Nothing) {
+            // The other direction may go on.
+            return Pin::new(&mut me.stream).poll_shutdown(cx);
+        }
         if me.closing == Closing::Open {
             match Pin::new(&mut me.stream).poll_shutdown(cx) {
                 Poll::Ready(result) => result?,

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::LocalSet;
 
 use super::Key;
+use super::certified::Certified;
 use super::handshakes::Handshakes;
 use super::http::{Ending, Phase, Protocol, serve};
 use super::socket;
@@ -53,7 +54,7 @@ pub(super) enum Order {
 /// What the parts of a worker share.
 struct Worker {
     live: Arc<Live>,
-    gateway: Gateway,
+    gateway: Rc<Gateway>,
     /// Handshakes are bounded over all workers, so each takes its share.
     workers: usize,
     /// Connections of the whole process.
@@ -64,6 +65,8 @@ struct Worker {
     cut: Cell<usize>,
     changed: Notify,
     sockets: RefCell<BTreeMap<Key, Accepting>>,
+    /// Connections with client certificates.
+    certified: Rc<Certified>,
 }
 
 /// A socket that is accepted on.
@@ -83,7 +86,7 @@ pub(super) fn run(
         .enable_all()
         .build()?;
     let worker = Rc::new(Worker {
-        gateway: Gateway::new(Arc::clone(&live)),
+        gateway: Rc::new(Gateway::new(Arc::clone(&live))),
         live,
         workers: workers.max(1),
         open,
@@ -91,10 +94,26 @@ pub(super) fn run(
         cut: Cell::new(0),
         changed: Notify::new(),
         sockets: RefCell::default(),
+        certified: Rc::default(),
     });
     let local = LocalSet::new();
     local.block_on(&runtime, async move {
-        while let Some(order) = orders.recv().await {
+        // If it ended, open streams would outlive their permissions: the worker must not go on.
+        let mut keeper = tokio::task::spawn_local(Rc::clone(&worker.gateway).keep());
+        // Likewise for connections whose certificate is no longer believed.
+        let watching = Rc::clone(&worker.certified).keep(Arc::clone(&worker.live));
+        let mut watching = tokio::task::spawn_local(watching);
+        loop {
+            let order = tokio::select! {
+                order = orders.recv() => order,
+                _ = &mut keeper => return Err(io::Error::other("the keeper of leases has ended")),
+                _ = &mut watching => {
+                    return Err(io::Error::other("the watch over client certificates has ended"));
+                }
+            };
+            let Some(order) = order else {
+                return Ok(());
+            };
             match order {
                 Order::Listen { key, name, socket } => worker.listen(key, name, socket),
                 Order::Rename { key, name } => {
@@ -108,12 +127,11 @@ pub(super) fn run(
                     let cut = worker.drain(deadline).await;
                     // Nobody waits any more when the process is told twice to end.
                     let _ = done.send(cut);
-                    break;
+                    return Ok(());
                 }
             }
         }
-    });
-    Ok(())
+    })
 }
 
 impl Worker {
@@ -358,7 +376,17 @@ impl Connection {
                 version: session.version,
                 server_name: session.server_name,
                 peer_certificate: session.peer_certificate,
+                standing: session.standing,
             });
+            // Whoever has to be asked about a certificate is asked before its first request is heard.
+            let (phase, _entry) = if info.standing().is_some() {
+                let certified = &self.acceptor.worker.certified;
+                let entry = Box::pin(certified.enter(&info, &self.acceptor.worker.live)).await;
+                let phase = entry.phase(phase, &self.listener.name, &metrics);
+                (phase, Some(entry))
+            } else {
+                (phase, None)
+            };
             let protocol = if session.http2 {
                 Protocol::Http2
             } else {

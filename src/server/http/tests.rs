@@ -88,8 +88,8 @@ async fn answer(
             .status(401)
             .body(body::full("no"))
             .unwrap(),
-        "/endless" => Response::new(Box::pin(Forever::Endless)),
-        "/silent" => Response::new(Box::pin(Forever::Silent)),
+        "/endless" => Response::new(Body::stream(Forever::Endless)),
+        "/silent" => Response::new(Body::stream(Forever::Silent)),
         "/slow" => {
             tokio::time::sleep(Duration::from_millis(1200)).await;
             Response::new(body::full("slow"))
@@ -650,10 +650,12 @@ async fn a_parked_connection_holds_nothing_of_hyper_and_forgets_nothing() {
         };
         let watch = Watch::Http1(Framing::default());
         let tap = Tap::new(server, Bytes::new(), watch, Rc::clone(&activity));
-        let service = http1_service(info, &activity, flag, handler);
+        let (_open, phase) = watch::channel(Phase::Open);
+        let opened = (Slot::default(), phase);
+        let service = http1_service(info, &activity, flag, opened, handler);
         let settings = http1_settings(&bounds());
         let own = Rc::clone(&activity);
-        let mut connection = pin!(Parkable::new(tap, service, settings, own));
+        let mut connection = pin!(Parkable::new(tap, service, settings, own, Slot::default()));
         let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
         let post = "POST / HTTP/1.1\r\nHost: a\r\n";
         let bad = format!("{post}Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n0\r\n\r\n");

@@ -62,6 +62,9 @@ grant := "orders.admin" if {
 	scope_granted
 	action == "read"
 	"clerk" in roles
+} else := "orders.live" if {
+	scope_granted
+	action == "live"
 } else := "orders.owner" if {
 	scope_granted
 	action == "read"

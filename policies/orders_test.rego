@@ -53,6 +53,17 @@ test_clerks_read_every_order if {
 	answer == {"allow": true, "reason": "orders.clerk"}
 }
 
+test_who_may_read_may_follow if {
+	answer := orders.decision with input as request(bob, "live", {})
+	answer == {"allow": true, "reason": "orders.live"}
+}
+
+test_who_may_not_read_may_not_follow if {
+	stranger := token("stranger", ["clerk"], [])
+	answer := orders.decision with input as request(stranger, "live", {})
+	answer.reason == "orders.scope_missing"
+}
+
 test_clerks_do_not_create_orders if {
 	answer := orders.decision with input as request(bob, "create", {})
 	answer.reason == "orders.scope_missing"

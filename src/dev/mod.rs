@@ -13,6 +13,7 @@ mod terminal;
 mod token;
 mod trial;
 pub mod upstream;
+mod websocket;
 mod workspace;
 
 use std::io;

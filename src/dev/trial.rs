@@ -102,6 +102,7 @@ impl<'a, W: Write> Trial<'a, W> {
         self.rotation().await?;
         if self.places.admin.is_some() {
             self.reload().await?;
+            self.revocation().await?;
         }
         self.records().await?;
         self.summary();
@@ -218,6 +219,52 @@ impl<'a, W: Write> Trial<'a, W> {
             200,
         )
         .await
+    }
+
+    /// Who is logged out everywhere loses what is open, too.
+    async fn revocation(&mut self) -> Result<(), TrialError> {
+        let Some(admin) = self.places.admin else {
+            return Ok(());
+        };
+        let token = Request::user("carol").mint(&self.places.issuer).await?;
+        let mut live = Call::new(Method::GET, self.places.public("/live"));
+        live.headers
+            .push(("authorization", format!("Bearer {token}")));
+        live.tls = Some(connector(&self.places.pki, None)?);
+        let open = tokio::spawn(async move { live.send().await });
+        let metrics = Call::new(Method::GET, format!("http://{admin}/metrics"));
+        let began = Instant::now();
+        while began.elapsed() < PATIENCE {
+            let answer = metrics.send().await;
+            let page = answer.map(|answer| answer.body).unwrap_or_default();
+            if String::from_utf8_lossy(&page).contains("\nportcullis_streams 1\n") {
+                break;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+        let mut revoke = Call::new(Method::POST, format!("http://{admin}/revocations/logout"));
+        revoke.headers.push(("x-portcullis-admin", "1".to_owned()));
+        let issuer = &self.places.issuer;
+        revoke.body = serde_json::json!({"issuer": issuer, "subject": "carol"}).to_string();
+        let title = "log carol out everywhere";
+        match revoke.send().await {
+            Ok(answer) => self.record(title, 200, &answer, None),
+            Err(error) => self.failed(title, 200, &error),
+        }
+        self.sent += 1;
+        let title = "the event stream that she had open ends and says why";
+        match open.await {
+            Ok(Ok(answer)) => {
+                let text = String::from_utf8_lossy(&answer.body).into_owned();
+                let said = text.contains("event: portcullis.ended\ndata: {\"code\":\"revoked\"}");
+                let fault = (!said).then(|| "a last event with the code `revoked`".to_owned());
+                self.record(title, 200, &answer, fault);
+            }
+            Ok(Err(error)) => self.failed(title, 200, &error),
+            Err(error) => self.failed(title, 200, &error),
+        }
+        self.wait_for("her token opens nothing any more", "/admin/x", &token, 401)
+            .await
     }
 
     async fn post_reload(&mut self, title: &str, status: u16) {

@@ -19,6 +19,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Interval, interval, sleep};
 
 use super::service::{Answer, Service, json as answer, read_body};
+use super::websocket;
 
 /// Largest body that is read.
 const MAX_BODY: usize = 16 * 1024 * 1024;
@@ -26,7 +27,7 @@ const MAX_BODY: usize = 16 * 1024 * 1024;
 const SHOWN_BODY: usize = 1024;
 /// Longest wait that `/slow` can be asked for, in milliseconds.
 const MAX_WAIT: u64 = 60_000;
-/// How many ticks `/stream` sends when nobody hangs up.
+/// How many ticks `/stream` and `/live` send when nobody hangs up.
 const MAX_TICKS: u32 = 600;
 
 /// The orders of the example: id, owner, item.
@@ -54,7 +55,10 @@ impl Upstream {
     }
 }
 
-async fn handle(request: Request<Incoming>) -> Answer {
+async fn handle(mut request: Request<Incoming>) -> Answer {
+    if let Some(answer) = websocket::accept(&mut request, "/live") {
+        return answer;
+    }
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     match path {
@@ -67,7 +71,7 @@ async fn handle(request: Request<Incoming>) -> Answer {
                 .unwrap_or(5_000);
             sleep(Duration::from_millis(wait.min(MAX_WAIT))).await;
         }
-        "/stream" => return ticks(),
+        "/stream" | "/live" => return ticks(),
         _ => {}
     }
     let Some(body) = read_body(body, MAX_BODY).await else {

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Low to high: a room may name only rooms to its left (and itself).
-const ORDER: [&str; 26] = [
+const ORDER: [&str; 30] = [
     "clock",
+    "epoch",
     "metrics",
     "schema",
     "document",
@@ -15,11 +16,14 @@ const ORDER: [&str; 26] = [
     "request",
     "telemetry",
     "authn",
+    "revocation",
     "authz",
     "limit",
     "upstream",
     "refusal",
+    "lease",
     "audit",
+    "tunnel",
     "listener",
     "route",
     "snapshot",

@@ -12,7 +12,7 @@ use portcullis::authz::{DecidedBy, Denial, Reason, StepUp};
 use portcullis::config::Document;
 use portcullis::limit::Exceeded;
 use portcullis::refusal::Refusal;
-use portcullis::request::Malformed;
+use portcullis::request::{Malformed, UpgradeFault};
 use portcullis::upstream::{self, RequestBodyFault};
 use serde_json::Value;
 
@@ -218,6 +218,9 @@ fn refusals() -> Vec<Refusal> {
         Malformed::Method,
         Malformed::Misdirected,
         Malformed::TooLarge,
+        Malformed::Upgrade(UpgradeFault::Key),
+        Malformed::Upgrade(UpgradeFault::Version),
+        Malformed::Upgrade(UpgradeFault::Protocol),
     ]
     .map(Refusal::Malformed)
     .into();

@@ -73,6 +73,7 @@ fn the_protocol_over_tls_is_the_one_that_alpn_chose() {
         &[b"http/1.1", b"h2"],
     ] {
         let mut h2 = H2 {
+            since: Instant::now(),
             connection: connect(alpn).unwrap(),
         };
         h2.send(&preface).unwrap();
@@ -85,6 +86,7 @@ fn the_protocol_over_tls_is_the_one_that_alpn_chose() {
         assert_eq!(connection.answer().unwrap().status, 200);
         // Not agreed upon, so not spoken, whatever the first bytes look like.
         let mut h2 = H2 {
+            since: Instant::now(),
             connection: connect(alpn).unwrap(),
         };
         let _ = h2.send(&preface);
@@ -95,6 +97,7 @@ fn the_protocol_over_tls_is_the_one_that_alpn_chose() {
     assert!(connect(&[b"h3"]).is_err());
     let before = upstream.seen().len();
     let mut h2 = H2 {
+        since: Instant::now(),
         connection: connect(&[b"h2"]).unwrap(),
     };
     let _ = h2.send(request("GET", "/a", &[]));

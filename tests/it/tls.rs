@@ -421,8 +421,12 @@ fn demanding(
     authority: &Authority,
     clients: &Authority,
 ) -> (String, std::sync::mpsc::Receiver<Vec<u8>>) {
+    serving(&authority.server(&["orders.test"]), clients)
+}
+
+/// The same with this certificate.
+fn serving(leaf: &Leaf, clients: &Authority) -> (String, std::sync::mpsc::Receiver<Vec<u8>>) {
     use std::sync::Arc;
-    let leaf = authority.server(&["orders.test"]);
     let mut roots = rustls::RootCertStore::empty();
     for certificate in rustls_pem(&clients.pem) {
         roots.add(certificate).unwrap();
@@ -528,5 +532,45 @@ fn an_upstream_that_demands_our_certificate_gets_it() {
         let answer = gateway.get("/a", &[]);
         assert_eq!(answer.status, 502, "{what}: {}", answer.text());
         assert!(shown.try_recv().is_err(), "{what}");
+    }
+}
+
+#[test]
+fn an_upstream_whose_certificate_was_revoked_is_not_talked_to() {
+    let (services, callers) = (Authority::new("services"), Authority::new("callers"));
+    let ours = callers.client("portcullis", None);
+    let (url, shown, serial) = {
+        let leaf = services.sign({
+            let mut params = CertificateParams::new(vec!["orders.test".to_owned()]).unwrap();
+            params.serial_number = Some(rcgen::SerialNumber::from(7u64));
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params
+        });
+        let (url, shown) = serving(&leaf, &callers);
+        (url, shown, 7)
+    };
+    let upstream = Upstream::start();
+    for (revoked, until, status) in [(8, 2120, 200), (serial, 2120, 502), (8, 2021, 502)] {
+        let builder = Builder::open(&upstream);
+        builder.file("services.pem", &services.pem);
+        builder.file("revoked.pem", services.revocations(&[revoked], until));
+        ours.write(builder.folder.path(), "ours");
+        let gateway = builder
+            .with(|document| {
+                document["upstreams"]["main"] = json!({"endpoints": [url.clone()], "tls": {
+                    "authorities": ["services.pem"], "server_name": "orders.test",
+                    "revocation_lists": ["revoked.pem"],
+                    "certificate": "ours.pem", "key": "ours.key",
+                }});
+            })
+            .start();
+        let answer = gateway.get("/a", &[]);
+        assert_eq!(
+            answer.status,
+            status,
+            "{revoked} {until}: {}",
+            answer.text()
+        );
+        assert_eq!(shown.try_recv().is_ok(), status == 200);
     }
 }

@@ -2,6 +2,8 @@
 // line on standard input, answers one JSON line on standard output. Ends with its standard input.
 //   {"do":"token","alg":"ES256","flow":"client_credentials"|"authorization_code","audience":"urn:..","ttl":60}
 //   {"do":"rotate","overlap":true|false}
+//   {"do":"backchannel","uri":"http://.."}   from now on the client `web` is told of logouts there
+//   {"do":"logout"}                          ends the session of the last authorization_code; what the client said
 import * as http from 'node:http';
 import { createHash, generateKeyPairSync, randomBytes } from 'node:crypto';
 import { createInterface } from 'node:readline';
@@ -22,6 +24,10 @@ let ttl = 300;
 let generation = 0;
 let callback;
 let keys = [];
+let backchannel = {};
+let told;
+// The cookies of the last session.
+let jar = new Map();
 
 function freshKeys() {
   generation += 1;
@@ -42,16 +48,21 @@ function build(overlap) {
     cookies: { keys: ['interop'] },
     clients: [
       { client_id: 'service', client_secret: SECRET, redirect_uris: [], response_types: [], grant_types: ['client_credentials'] },
-      { client_id: 'web', client_secret: SECRET, redirect_uris: [CALLBACK], response_types: ['code'], grant_types: ['authorization_code'] },
+      { client_id: 'web', client_secret: SECRET, redirect_uris: [CALLBACK], response_types: ['code'], grant_types: ['authorization_code'], ...backchannel },
     ],
     scopes: ['openid', 'orders:read'],
     pkce: { required: () => true },
     enabledJWA: { idTokenSigningAlgValues: Object.keys(ALGORITHMS) },
+    // Access tokens name their session, so that it can be ended.
+    extraTokenClaims: async (_context, token) => (token.sid ? { sid: token.sid } : undefined),
+    // The provider's own would not talk to loopback addresses.
+    fetch: (url, { dispatcher: _, ...options }) => globalThis.fetch(url, options),
     findAccount: async (_context, sub) => ({ accountId: sub, claims: async () => ({ sub }) }),
     interactions: { url: (_context, interaction) => `/interaction/${interaction.uid}` },
     features: {
       devInteractions: { enabled: false },
       clientCredentials: { enabled: true },
+      backchannelLogout: { enabled: true },
       resourceIndicators: {
         enabled: true,
         useGrantedResource: async () => true,
@@ -76,6 +87,8 @@ function build(overlap) {
     }
     return provider.interactionFinished(context.req, context.res, result, { mergeWithLastSubmission: true });
   });
+  provider.on('backchannel.success', () => { told = { status: 'accepted' }; });
+  provider.on('backchannel.error', (_context, error) => { told = { status: 'refused', error: String(error) }; });
   callback = provider.callback();
 }
 
@@ -85,18 +98,33 @@ async function post(form, client) {
   return response.json();
 }
 
+// As a browser would, as far as cookies go.
+async function visit(url, options = {}) {
+  const cookie = [...jar].map(([k, v]) => `${k}=${v}`).join('; ');
+  const response = await fetch(url, { redirect: 'manual', ...options, headers: { cookie, ...options.headers } });
+  for (const line of response.headers.getSetCookie()) {
+    const [pair] = line.split(';');
+    jar.set(pair.slice(0, pair.indexOf('=')), pair.slice(pair.indexOf('=') + 1));
+  }
+  return response;
+}
+
+async function logout() {
+  told = undefined;
+  const page = await (await visit(`${issuer}/session/end`)).text();
+  const [, xsrf] = /name="xsrf" value="([^"]+)"/.exec(page);
+  await visit(`${issuer}/session/end/confirm`, { method: 'POST', body: new URLSearchParams({ xsrf, logout: 'yes' }) });
+  return told ?? { status: 'nobody was told' };
+}
+
 async function authorizationCode(resource) {
   const verifier = randomBytes(32).toString('base64url');
-  const jar = new Map();
+  jar = new Map();
   let url = `${issuer}/auth?${new URLSearchParams({ client_id: 'web', response_type: 'code', redirect_uri: CALLBACK, resource,
     scope: 'openid orders:read', prompt: 'consent', code_challenge_method: 'S256',
     code_challenge: createHash('sha256').update(verifier).digest('base64url') })}`;
   for (let hop = 0; hop < 12 && !url.startsWith(CALLBACK); hop += 1) {
-    const response = await fetch(url, { redirect: 'manual', headers: { cookie: [...jar].map(([k, v]) => `${k}=${v}`).join('; ') } });
-    for (const cookie of response.headers.getSetCookie()) {
-      const [pair] = cookie.split(';');
-      jar.set(pair.slice(0, pair.indexOf('=')), pair.slice(pair.indexOf('=') + 1));
-    }
+    const response = await visit(url);
     url = new URL(response.headers.get('location'), url).href;
   }
   const code = new URL(url).searchParams.get('code');
@@ -110,6 +138,11 @@ for await (const line of createInterface({ input: process.stdin })) {
   let answer = {};
   try {
     if (command.do === 'rotate') build(command.overlap);
+    else if (command.do === 'logout') answer = await logout();
+    else if (command.do === 'backchannel') {
+      backchannel = { backchannel_logout_uri: command.uri, backchannel_logout_session_required: true };
+      build(true);
+    }
     else {
       ttl = command.ttl ?? 300;
       const resource = `${command.audience}:${command.alg}`;

@@ -96,7 +96,7 @@ impl Builder {
         .unwrap();
         let process = match Process::start(Options::new(config.clone())) {
             Ok(process) => process,
-            Err(error) => panic!("the gateway did not start: {error}"),
+            Err(error) => panic!("the gateway did not start: {error:?}"),
         };
         let gateway = Gateway {
             process,
@@ -165,6 +165,27 @@ impl Gateway {
         ];
         Connection::plain(address)
             .send(request(method, path, &headers))
+            .answer()
+            .expect("no admin answer")
+    }
+
+    /// Replaces a file of the configuration.
+    pub fn file_in(&self, name: &str, contents: &str) {
+        std::fs::write(self.folder.path().join(name), contents).unwrap();
+    }
+
+    /// Sends a JSON document to an admin page.
+    #[track_caller]
+    pub fn admin_post(&self, path: &str, document: &Value) -> Answer {
+        let address = self.process.admin_address().expect("no admin listener");
+        let body = document.to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\nx-portcullis-admin: 1\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        Connection::plain(address)
+            .send(head)
             .answer()
             .expect("no admin answer")
     }

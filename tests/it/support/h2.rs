@@ -73,14 +73,23 @@ pub enum Outcome {
 /// An HTTP/2 connection in clear text (prior knowledge).
 pub struct H2 {
     pub connection: Connection,
+    /// When it was made.
+    pub since: std::time::Instant,
 }
 
 impl H2 {
     pub fn connect(address: SocketAddr) -> Self {
-        let mut connection = Connection::plain(address);
+        Self::over(Connection::plain(address))
+    }
+
+    /// On a connection that is open already.
+    pub fn over(mut connection: Connection) -> Self {
         connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         connection.send(frame(SETTINGS, 0, 0, &[]));
-        Self { connection }
+        Self {
+            connection,
+            since: std::time::Instant::now(),
+        }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {

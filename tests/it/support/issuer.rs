@@ -149,7 +149,8 @@ struct State {
     behaviour: Mutex<Behaviour>,
     fetches: AtomicUsize,
     cache_control: Mutex<String>,
-    url: String,
+    /// Where discovery says that the keys are, and whose document it is.
+    discovery: Mutex<(String, String)>,
 }
 
 impl Issuer {
@@ -162,7 +163,7 @@ impl Issuer {
             behaviour: Mutex::new(Behaviour::Good),
             fetches: AtomicUsize::new(0),
             cache_control: Mutex::new("max-age=300".to_owned()),
-            url: url.clone(),
+            discovery: Mutex::new((format!("{url}/jwks"), url.clone())),
         });
         let shared = Arc::clone(&state);
         std::thread::spawn(move || {
@@ -188,6 +189,11 @@ impl Issuer {
 
     pub fn cache_control(&self, value: &str) {
         *self.state.cache_control.lock().unwrap() = value.to_owned();
+    }
+
+    /// From now on discovery names this `jwks_uri` and this `issuer`; `/jwks` is no more once it is left.
+    pub fn discovery(&self, jwks_uri: &str, issuer: &str) {
+        *self.state.discovery.lock().unwrap() = (jwks_uri.to_owned(), issuer.to_owned());
     }
 
     /// How often the key set was asked for.
@@ -225,7 +231,11 @@ fn serve(stream: TcpStream, state: &State) {
             }
         }
         let body = if path == "/.well-known/openid-configuration" {
-            json!({"issuer": state.url, "jwks_uri": format!("{}/jwks", state.url)}).to_string()
+            let (jwks_uri, issuer) = state.discovery.lock().unwrap().clone();
+            json!({"issuer": issuer, "jwks_uri": jwks_uri}).to_string()
+        } else if !state.discovery.lock().unwrap().0.ends_with(&path) {
+            let _ = write!(stream, "HTTP/1.1 404 Gone\r\nContent-Length: 0\r\n\r\n");
+            continue;
         } else {
             state.fetches.fetch_add(1, Ordering::SeqCst);
             let behaviour = state.behaviour.lock().unwrap().clone();

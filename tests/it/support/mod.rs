@@ -5,8 +5,10 @@ pub mod gateway;
 pub mod h2;
 pub mod issuer;
 pub mod pki;
+pub mod redis;
 pub mod tools;
 pub mod upstream;
+pub mod websocket;
 
 use std::time::{Duration, Instant};
 

@@ -90,6 +90,42 @@ impl Authority {
         list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 
+    /// A revocation list in DER form with this number, issued now and good for so many seconds.
+    pub fn list(&self, serials: &[u64], number: u64, seconds: u64) -> Vec<u8> {
+        let now = std::time::SystemTime::now();
+        let at = |time: std::time::SystemTime| time.into();
+        let revoked = |serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(*serial),
+            revocation_time: at(now),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: at(now),
+            next_update: at(now + std::time::Duration::from_secs(seconds)),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().der().to_vec()
+    }
+
+    /// A client's certificate with this serial number, as `adjust` makes it.
+    pub fn numbered(&self, serial: u64, adjust: impl FnOnce(&mut CertificateParams)) -> Leaf {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = common_name(&format!("client {serial}"));
+        params.serial_number = Some(SerialNumber::from(serial));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        adjust(&mut params);
+        self.sign(params)
+    }
+
+    /// The authority's private key, for tools of others.
+    pub fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     pub fn sign(&self, params: CertificateParams) -> Leaf {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();

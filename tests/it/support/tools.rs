@@ -15,10 +15,10 @@ pub fn program(name: &str) -> Option<PathBuf> {
     found.or_else(|| skip(&format!("{name} is not installed")))
 }
 
-/// A Python with `grpcio`.
+/// A Python with `grpcio` and `websockets`.
 pub fn python() -> Option<PathBuf> {
     let python = std::env::var_os("PORTCULLIS_PYTHON").map(PathBuf::from);
-    python.or_else(|| skip("PORTCULLIS_PYTHON names no Python with grpcio"))
+    python.or_else(|| skip("PORTCULLIS_PYTHON names no Python with grpcio and websockets"))
 }
 
 /// The folder in which npm `oidc-provider` is installed.

@@ -210,7 +210,11 @@ pub(crate) fn make(folder: &Path, counts: Counts) -> Result<()> {
         &many(&ec, 2_000_000, counts.once_es256, now)?,
     )?;
     // A random signature fails as late as a forged one and is quick to make.
-    write("tokens.junk", &junk(counts.once, now)?)?;
+    write(
+        "tokens.junk",
+        &junk(counts.once, now, |_| Ok("rsa".to_owned()))?,
+    )?;
+    write("tokens.kids", &junk(counts.once, now, random_kid)?)?;
     let limited = 9_000_000;
     let checks = BTreeMap::from([
         ("good", rsa.token(&claims(1, now))?),
@@ -251,8 +255,13 @@ fn public<T, E>(der: Result<T, E>) -> Result<T> {
     der.map_err(|_| anyhow!("cannot write a public key"))
 }
 
-fn junk(count: usize, now: u64) -> Result<String> {
-    let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256","kid":"rsa","typ":"at+jwt"}"#);
+fn random_kid(_: usize) -> Result<String> {
+    let mut kid = [0; 12];
+    aws_lc_rs::rand::fill(&mut kid).map_err(|_| anyhow!("no random numbers"))?;
+    Ok(URL_SAFE_NO_PAD.encode(kid))
+}
+
+fn junk(count: usize, now: u64, kid: impl Fn(usize) -> Result<String>) -> Result<String> {
     let mut text = String::new();
     let mut signature = vec![0; 256];
     for number in 0..count {
@@ -261,6 +270,9 @@ fn junk(count: usize, now: u64) -> Result<String> {
         if let Some(first) = signature.first_mut() {
             *first &= 0x7f;
         }
+        let kid = kid(number)?;
+        let header = format!(r#"{{"alg":"RS256","kid":"{kid}","typ":"at+jwt"}}"#);
+        let header = URL_SAFE_NO_PAD.encode(header);
         let claims = URL_SAFE_NO_PAD.encode(claims(number, now).to_string());
         text.push_str(&format!(
             "{header}.{claims}.{}\n",

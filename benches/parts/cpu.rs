@@ -14,7 +14,7 @@ impl Measurement for CpuTime {
     type Value = Duration;
 
     fn start(&self) -> Duration {
-        Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap()
+        now()
     }
 
     fn end(&self, start: Duration) -> Duration {
@@ -36,4 +36,9 @@ impl Measurement for CpuTime {
     fn formatter(&self) -> &dyn ValueFormatter {
         WallTime.formatter()
     }
+}
+
+/// CPU time of the calling thread so far.
+pub(crate) fn now() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap()
 }

@@ -20,6 +20,7 @@ mod limits;
 mod outgoing;
 mod policies;
 mod requests;
+mod revocations;
 mod tokens;
 mod world;
 
@@ -38,6 +39,7 @@ fn main() {
         .configure_from_args();
     tokens::bench(&mut criterion);
     requests::bench(&mut criterion);
+    revocations::bench(&mut criterion);
     policies::bench(&mut criterion);
     limits::bench(&mut criterion);
     outgoing::bench(&mut criterion);

@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 
 use criterion::{BatchSize, Criterion};
 use http::Response;
+use http_body::Body as _;
 use portcullis::audit::{Audit, AuditConfig, AuditSink, Record};
 use portcullis::body;
 use portcullis::request::RequestId;
@@ -66,6 +67,7 @@ fn fields(criterion: &mut Criterion<CpuTime>) {
         let trace = snapshot.tracing.context(&request.headers);
         let decision_id = RequestId::random();
         let forwarding = Forwarding {
+            head_timeout: std::time::Duration::from_secs(30),
             identity: &snapshot.identity,
             route: &route.name,
             bounds: &route.bounds,
@@ -82,7 +84,10 @@ fn fields(criterion: &mut Criterion<CpuTime>) {
             forward_authorization: false,
         };
         group.bench_function(name, |bencher| {
-            bencher.iter(|| snapshot.identity.fields(black_box(&about)).iter().count());
+            bencher.iter(|| {
+                let fields = snapshot.identity.fields(black_box(&about));
+                (fields.single().count(), fields.lines().len())
+            });
         });
     }
     group.finish();
@@ -130,7 +135,9 @@ fn record(criterion: &mut Criterion<CpuTime>) {
         record.forwarded(&trail);
         let mut followed = record.follow(Response::new(body)).into_body();
         let mut cx = Context::from_waker(Waker::noop());
-        while let std::task::Poll::Ready(Some(_)) = followed.as_mut().poll_frame(&mut cx) {}
+        while let std::task::Poll::Ready(Some(_)) =
+            std::pin::Pin::new(&mut followed).poll_frame(&mut cx)
+        {}
     };
     let mut group = criterion.benchmark_group("audit record");
     group.bench_function("open to written", |bencher| {

@@ -6,7 +6,7 @@ use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::SystemTime;
 
@@ -174,9 +174,10 @@ pub(crate) fn connection() -> Arc<ConnInfo> {
             version: "TLSv1.3",
             server_name: Some("api.example.test".into()),
             peer_certificate: None,
+            ..TlsInfo::default()
         }),
         ambiguous_head: None,
-        forwarded: OnceLock::new(),
+        forwarded: Default::default(),
     })
 }
 

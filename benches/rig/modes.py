@@ -1,9 +1,11 @@
 """What is measured beside CPU per request. Each mode fills its own part of the results."""
 
+import http.server
 import json
 import os
 import signal
 import subprocess
+import threading
 import time
 
 from . import peers
@@ -129,36 +131,87 @@ def latency(rig, contestants, results):
     in_turn(rig, contestants, results, "latency", ("haproxy", "envoy", "envoy-cache"), S4, work)
 
 
+class Issuer:
+    """Serves a key set and counts how often it is asked."""
+
+    def __init__(self, keys):
+        issuer = self
+        issuer.fetches = 0
+
+        class Answer(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                issuer.fetches += 1
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(keys)))
+                self.end_headers()
+                self.wfile.write(keys)
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/jwks"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
 def junk(rig, contestants, results):
-    """Good callers while somebody sends forged tokens that take half of the gateway's CPU."""
+    """Good callers while somebody sends what takes half of the gateway's CPU: forged tokens, tokens with
+    random `kid`s, and, to compare with, requests that no route takes."""
     gateway = contestants[0]
-    tokens = os.path.join(rig.keys, "tokens.junk")
-    for protected in (False, True):
-        def change(document, place, scenario):
-            if protected:
-                del document["authentication_failures"]
-        subject = peers.Gateway(gateway.tools, gateway.binary, gateway.name, change=change)
-        key = "slowed down by address" if protected else "every one verified"
+    with open(os.path.join(rig.keys, "jwks.json"), "rb") as file:
+        keys = file.read()
+
+    def slowed(document, issuer):
+        del document["authentication_failures"]
+
+    def fetched(document, issuer):
+        document["issuers"]["bench"]["keys"] = {"jwks_uri": issuer.url}
+    for key, more, edit in (
+            ("every one verified", ["--tokens", os.path.join(rig.keys, "tokens.junk")], None),
+            ("slowed down by address", ["--tokens", os.path.join(rig.keys, "tokens.junk")], slowed),
+            ("random kids", ["--tokens", os.path.join(rig.keys, "tokens.kids")], fetched),
+            ("no tokens, no route", ["--path", "/nowhere"], None)):
         for round_ in range(rig.options.rounds):
             say(f"junk round {round_ + 1}, {key}")
             rig.new_ports_for_peer()
-            with rig.start(subject, S4) as group:
-                hostile = rig.target("h1", S4) + ["--tokens", tokens, "--source", "127.0.0.66", "--connections", 16]
-                top = rig.time(subject, S4, "h1", "1000", 0.7, group=group)
-                cost = measured(rig.load_binary, hostile + ["--warm", 0.2, "--seconds", 0.7],
-                                rig.load_cores, rig.log, group.roots())
-                good_rate = round(0.2 * top["per_second"])
-                # Half of the CPU, or what the load generator can send.
-                junk_rate = round(min(0.5e6 / cost["cpu_us"], 0.5 * cost["per_second"]))
-                alone = rig.time(subject, S4, "h1", "1000", max(rig.options.seconds, 1), good_rate, group)
-                with load(rig.load_binary, hostile + ["--rate", junk_rate, "--warm", 0.1, "--seconds",
-                                                      rig.options.seconds + 2], rig.load_cores, rig.log) as flood:
-                    flood.line()
-                    flood.go()
-                    beside = rig.time(subject, S4, "h1", "1000", max(rig.options.seconds, 1), good_rate, group, warm=0.5)
-                keep(results, "junk", key, gateway.name, {
-                    "alone_us": alone["latency_us"], "beside_us": beside["latency_us"], "good_rate": good_rate,
-                    "junk_rate": junk_rate, "junk_cpu_us": cost["cpu_us"], "junk_statuses": cost["statuses"]})
+            with Issuer(keys) as issuer:
+                change = edit and (lambda document, place, scenario: edit(document, issuer))
+                subject = peers.Gateway(gateway.tools, gateway.binary, gateway.name, change=change)
+                one_flood(rig, results, subject, key, more, issuer)
+
+
+def one_flood(rig, results, subject, key, more, issuer):
+    with rig.start(subject, S4) as group:
+        rig.wait_until_good(S4)
+        hostile = rig.target("h1", S4) + more + ["--source", "127.0.0.66", "--connections", 16]
+        top = rig.time(subject, S4, "h1", "1000", 0.7, group=group)
+        begun, before = time.monotonic(), issuer.fetches
+        # Until the budget is used up, tokens with random `kid`s are not refused but made to wait.
+        cost = measured(rig.load_binary, hostile + ["--warm", 6 if key == "random kids" else 0.2, "--seconds", 0.7],
+                        rig.load_cores, rig.log, group.roots())
+        good_rate = round(0.2 * top["per_second"])
+        # Half of the CPU, or what the load generator can send.
+        junk_rate = round(min(0.5e6 / cost["cpu_us"], 0.5 * cost["per_second"]))
+        alone = rig.time(subject, S4, "h1", "1000", max(rig.options.seconds, 1), good_rate, group)
+        # Flood and good callers are sent from one core. Unless the flood gives way, the kernel's slices of that core
+        # are what is measured: a flood four times as cheap is four times as many requests to send.
+        with load(rig.load_binary, hostile + ["--rate", junk_rate, "--warm", 0.1, "--seconds",
+                                              rig.options.seconds + 2], rig.load_cores, rig.log, nice=19) as flood:
+            flood.line()
+            flood.go()
+            beside = rig.time(subject, S4, "h1", "1000", max(rig.options.seconds, 1), good_rate, group, warm=0.5)
+        keep(results, "junk", key, subject.name, {
+            "alone_us": alone["latency_us"], "beside_us": beside["latency_us"], "good_rate": good_rate,
+            "good_statuses": beside["statuses"], "junk_rate": junk_rate, "junk_cpu_us": cost["cpu_us"],
+            "junk_top_rate": cost["per_second"], "junk_statuses": cost["statuses"],
+            "fetches": issuer.fetches - before, "fetches_in_seconds": time.monotonic() - begun})
 
 
 def many_routes(count, generation=0):

@@ -110,7 +110,7 @@ def targets(results):
               p99(GATEWAY), p99("envoy"), "envoy", 1.0)
     for key in results.get("junk", {}):
         beside, alone = (r.of("junk", key, GATEWAY, which, "p99") for which in ("beside_us", "alone_us"))
-        ratio(f"p99 of good callers beside forged tokens ({key}), against without", beside, alone, "without", 2.0)
+        ratio(f"p99 of good callers beside a flood ({key}), against without", beside, alone, "without", 2.0)
     if "startup" in results:
         seconds = r.of("startup", "1,000 routes", GATEWAY, "seconds")
         add("Start to first answer, 1,000 routes, in seconds", seconds, 0.3)
@@ -225,6 +225,28 @@ configuration: token verification by algorithm, both token caches, reading a req
 among 10, 1,000 and 10,000, policies of 2, 60 and 200 lines anew and remembered, limits, identity
 headers and assertion, audit record. `-- token` runs those with such a name; a short run is
 `-- --warm-up-time 0.1 --measurement-time 0.3 --sample-size 10`.
+
+`benches/streams.py` holds thousands of event streams open, takes one in a hundred away by a policy, by
+a revocation and by the end of its token, and counts who was closed, when, and what somebody else
+noticed. On the machine below, a release build with two workers, 9,800 streams over HTTP/1.1 (the
+20,000 file descriptors of its container are two a stream), every stream with a caller and a token of
+its own:
+
+| 98 of 9,800 lose their permission by | closed after | others closed | CPU of the gateway |
+| --- | --- | --- | --- |
+| another policy (a reload of 0.17 s in it) | 0.34 s | 0 | 0.09 s |
+| a revocation | 0.06 s | 0 | 0.04 s |
+| the end of the token | 0.06 s | 0 | |
+
+With `--relay` (HTTP/2 to the source, one descriptor a stream) 19,500 were open: 195 were closed by another
+policy within 0.56 s (0.28 s of it the reload, 0.25 s of CPU), by a revocation within 0.25 s, no others; the
+99th percentile of a bystander's requests went from 7.0 ms to 9.6 and 11.5 (a compiler ran beside). With
+the default `cache.entries` of 10,000 it took 1.8 s: tokens whose result was forgotten are verified anew.
+
+A stream costs 29 to 32 KiB, its connections, its token and its identity included. `cargo bench --bench
+revocation` fills the index of revocations: 10 million entries take 53 bytes each; a look-up by a name
+that is hashed already takes 0.1 µs, one that has to be hashed first 0.26 to 0.49; a request of a known
+caller asks one number, 4 ns, until something is revoked (busy machine, without LTO).
 
 ## What is compared
 

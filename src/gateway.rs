@@ -492,32 +492,7 @@ impl Gateway {
         })?;
         self.decide(&snapshot, &found, request, caller)
     }
-}
 
-/// Takes what an issuer or a transmitter posts to us. Whoever posts what is not theirs to say is
-/// slowed down like whoever guesses credentials.
-async fn heard(
-    snapshot: &Snapshot,
-    endpoint: &Endpoint,
-    request: &InboundRequest,
-    body: Incoming,
-    record: &mut Record,
-) -> Result<Response<Body>, Refusal> {
-    let stranger = !endpoint.knows(request);
-    if stranger && let Some(exceeded) = snapshot.limits.slowed(request.client) {
-        return Err(exceeded.into());
-    }
-    let body = record.received(Body::stream(Inbound { body, lease: None }));
-    let plane = snapshot.revocation.plane();
-    let delivery = endpoint.receive(plane, request, body).await;
-    if stranger && delivery.suspicious {
-        snapshot.limits.failed(request.client);
-    }
-    record.posted(delivery.code, &delivery.detail);
-    Ok(delivery.response)
-}
-
-impl Gateway {
     /// Whether the connection's certificate, if it has one, is still believed: by what is in force
     /// now, which may be newer than the request's configuration.
     async fn standing(
@@ -541,6 +516,29 @@ impl Gateway {
     fn believer(&self, conn: &ConnInfo) -> Believer {
         listener::believer(&self.view.current().listeners, &conn.listener, conn.local)
     }
+}
+
+/// Takes what an issuer or a transmitter posts to us. Whoever posts what is not theirs to say is
+/// slowed down like whoever guesses credentials.
+async fn heard(
+    snapshot: &Snapshot,
+    endpoint: &Endpoint,
+    request: &InboundRequest,
+    body: Incoming,
+    record: &mut Record,
+) -> Result<Response<Body>, Refusal> {
+    let stranger = !endpoint.knows(request);
+    if stranger && let Some(exceeded) = snapshot.limits.slowed(request.client) {
+        return Err(exceeded.into());
+    }
+    let body = record.received(Body::stream(Inbound { body, lease: None }));
+    let plane = snapshot.revocation.plane();
+    let delivery = endpoint.receive(plane, request, body).await;
+    if stranger && delivery.suspicious {
+        snapshot.limits.failed(request.client);
+    }
+    record.posted(delivery.code, &delivery.detail);
+    Ok(delivery.response)
 }
 
 /// The client's body as ours, for as long as its permission lasts. The answer ends by itself then, but

@@ -150,35 +150,12 @@ impl Entry {
             return bad(format!("the kind `{}` needs `{member}`", self.kind));
         };
         let issuer = self.issuer.clone();
-        let target = match self.kind.as_str() {
-            "token" => Target::Token {
-                issuer,
-                token_id: name,
-            },
-            "subject" => Target::Subject {
-                issuer,
-                subject: name,
-            },
-            "version" => Target::Version {
-                issuer,
-                subject: name,
-            },
-            "session" => Target::Session {
-                issuer,
-                session: name,
-            },
-            "client" => Target::Client {
-                issuer,
-                client: name,
-            },
-            "key" => Target::Key {
-                issuer,
-                key_id: name,
-            },
-            _ => Target::Certificate {
-                issuer,
-                serial: plain_serial(&name),
-            },
+        let name = match self.kind.as_str() {
+            "certificate" => plain_serial(&name),
+            _ => name,
+        };
+        let Some(target) = Target::of(&self.kind, issuer, name) else {
+            return bad(format!("there is no kind `{}`", self.kind));
         };
         if !target.is_legible() {
             return bad(format!(

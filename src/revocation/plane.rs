@@ -676,6 +676,41 @@ pub(super) fn fresh_version() -> u64 {
 }
 
 impl Target {
+    /// What is called `name` among this kind of an issuer's; `None` for a kind that is none.
+    pub(super) fn of(kind: &str, issuer: String, name: String) -> Option<Self> {
+        Some(match kind {
+            "token" => Self::Token {
+                issuer,
+                token_id: name,
+            },
+            "subject" => Self::Subject {
+                issuer,
+                subject: name,
+            },
+            "session" => Self::Session {
+                issuer,
+                session: name,
+            },
+            "client" => Self::Client {
+                issuer,
+                client: name,
+            },
+            "key" => Self::Key {
+                issuer,
+                key_id: name,
+            },
+            "certificate" => Self::Certificate {
+                issuer,
+                serial: name,
+            },
+            "version" => Self::Version {
+                issuer,
+                subject: name,
+            },
+            _ => return None,
+        })
+    }
+
     pub(super) const fn kind(&self) -> Kind {
         match self {
             Self::Token { .. } => Kind::Token,

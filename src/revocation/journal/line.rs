@@ -109,41 +109,8 @@ impl<'l> Line<'l> {
 
     /// What it is about, as it was brought.
     pub(in crate::revocation) fn target(&self) -> Option<Target> {
-        let (issuer, name) = (
-            self.issuer.clone().into_owned(),
-            self.name.clone().into_owned(),
-        );
-        Some(match &*self.kind {
-            "token" => Target::Token {
-                issuer,
-                token_id: name,
-            },
-            "subject" => Target::Subject {
-                issuer,
-                subject: name,
-            },
-            "session" => Target::Session {
-                issuer,
-                session: name,
-            },
-            "client" => Target::Client {
-                issuer,
-                client: name,
-            },
-            "key" => Target::Key {
-                issuer,
-                key_id: name,
-            },
-            "certificate" => Target::Certificate {
-                issuer,
-                serial: name,
-            },
-            "version" => Target::Version {
-                issuer,
-                subject: name,
-            },
-            _ => return None,
-        })
+        let (issuer, name) = (&self.issuer, &self.name);
+        Target::of(&self.kind, issuer.to_string(), name.to_string())
     }
 
     pub(in crate::revocation) fn mark(&self) -> Mark {

@@ -14,14 +14,15 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::cache::Bounds;
-use super::child;
+use super::cache::projection::Projection;
+use super::gate::child;
 use super::gate::{Choice, Job};
-use super::load::{self, Loaded};
-use super::projection::Projection;
-use super::reads::{self, Reads};
 use super::rego::{self, Limits, Program};
-use super::remark::Remark;
-use super::{Compiled, DecidedBy, Policy, Rules, check};
+use super::source::load::{self, Loaded};
+use super::source::reads::{self, Reads};
+use super::source::remark::Remark;
+use super::{Compiled, DecidedBy, Policy, Rules};
+use crate::authz::source::check;
 use crate::schema::{Compile, Size, Span};
 
 /// Shortest and longest time that a decision may be given.

@@ -15,7 +15,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::RouteFacts;
-use super::reads::Step;
+use super::source::reads::Step;
 use crate::document::{Value, string, strings};
 use crate::request::InboundRequest;
 use crate::tls::PeerCertificate;

@@ -1,36 +1,18 @@
 //! May this caller do this now. Only this room makes a [`Permit`], and nothing is forwarded without.
 //!
-//! A policy is Rego: files are found by `load`, kept from harm by `guard`, `check` (with `graph`) and
-//! `hazard`, tried by `gate` (in a process of its own, `child`), and run by `rego`, on the bytecode
-//! machine when `subset` knows all its forms. What it sees is [`input`],
-//! what its answer means is `answer`. What it can see is told by `reads` from its source, and written
-//! down by `projection`; a question that was asked before is answered from `cache`. No authentication, no limits, no status codes beyond those a
-//! policy chooses.
+//! A policy is Rego. What can be told from its text is told in `source`: files are found, harm is
+//! kept out, what it can read is listed. `gate` tries it, in a process of its own, and `rego` runs it,
+//! on the bytecode machine when that is known to agree. What it sees is [`input`], what its answer
+//! means is `answer`; a question that was asked before is answered from `cache`. No authentication,
+//! no limits, no status codes beyond those a policy chooses.
 
-#[cfg(test)]
-mod agreement;
 mod answer;
 mod cache;
-#[cfg(test)]
-mod cache_tests;
-mod check;
-mod child;
 mod config;
 mod gate;
-mod generate;
-mod graph;
-mod guard;
-mod guarded;
-mod hazard;
 pub mod input;
-mod load;
-mod negation;
-mod projection;
-mod reads;
 mod rego;
-mod remark;
-mod subset;
-mod syntax;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -48,14 +30,14 @@ use crate::document::Value;
 use crate::metrics::{Lookup, PolicyMetrics};
 use crate::request::InboundRequest;
 
-pub use child::{GATE_ARGUMENT, GATE_TIME, gate_child, set_gate_program};
 pub use config::{BudgetConfig, DecisionCacheConfig, PolicyConfig};
+pub use gate::child::{GATE_ARGUMENT, GATE_TIME, gate_child, set_gate_program};
 
 use answer::{Face, Verdict};
+use cache::projection::{Projection, Question};
 use cache::{Answer, Answers, Bounds, MAX_QUESTION};
-use projection::{Projection, Question};
 use rego::{Machine, Outcome, Program};
-use remark::Remark;
+use source::remark::Remark;
 
 /// This caller, this route, this policy revision: allowed. Made by [`Policy::decide`] alone.
 #[derive(Debug)]

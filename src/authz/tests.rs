@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::Request;
 use proptest::prelude::*;
 
+use super::source::graph;
 use super::*;
 use crate::document::object;
 use crate::metrics::Metrics;

@@ -22,9 +22,9 @@ use regorus::unstable::{
     AssignOp, BoolOp, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleHead,
 };
 
-use super::remark::Remark;
-use super::subset::{COLLECTIONS, TEXTS};
-use super::syntax::{Part, chain, head, head_assign, literal, place};
+use crate::authz::rego::subset::{COLLECTIONS, TEXTS};
+use crate::authz::source::remark::Remark;
+use crate::authz::source::syntax::{Part, chain, head, head_assign, literal, place};
 use crate::document;
 
 /// Further members of the input document that are there on each request, if only as `null`.
@@ -50,7 +50,7 @@ const PASSES: usize = 8;
 const HELP: &str = "without the value OPA's answer is undefined, and the engine's is yes. Assign the value on a line of its own before, and name the variable instead (`dept := input.identity.claims.dept`, then `not dept in data.blocked`): the body then fails without it. This runs on the interpreter; a line that asks for it as it is (`input.identity.claims.dept`, or `… != \"\"`) serves too and is compiled. Where it may be absent, ask in a rule and negate the rule";
 
 /// An error for each statement of these live modules that is not sure.
-pub(super) fn check(modules: &[Ref<Module>], data: &Value) -> Vec<Remark> {
+pub(in crate::authz) fn check(modules: &[Ref<Module>], data: &Value) -> Vec<Remark> {
     let mut reader = Reader {
         data,
         rules: BTreeMap::new(),
@@ -661,9 +661,9 @@ mod tests {
     use std::num::NonZeroU64;
     use std::time::Duration;
 
-    use super::super::rego::{self, Limits, Machine, Outcome, Program};
-    use super::super::subset;
     use super::*;
+    use crate::authz::rego::subset;
+    use crate::authz::rego::{self, Limits, Machine, Outcome, Program};
 
     const DATA: &str = r#"{"blocked": ["closed"], "m": {"x": true}, "xs": ["x"]}"#;
 

@@ -7,6 +7,9 @@
 //! is used, at about five times the cost. A policy on which the
 //! engine panics has no answer that can be trusted, and is refused.
 
+pub(in crate::authz) mod child;
+mod generate;
+
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -14,15 +17,15 @@ use std::time::{Duration, Instant};
 use regorus::{Engine, Value};
 use serde::{Deserialize, Serialize};
 
-use super::check::{self, Analysis};
-use super::generate::Generator;
-use super::negation;
-use super::rego::{self, Limits, Machine, Outcome, Program, Source};
-use super::remark::Remark;
-use super::subset;
+use crate::authz::gate::generate::Generator;
+use crate::authz::rego::subset;
+use crate::authz::rego::{self, Limits, Machine, Outcome, Program, Source};
+use crate::authz::source::check::{self, Analysis};
+use crate::authz::source::negation;
+use crate::authz::source::remark::Remark;
 
 /// How many inputs both engines must agree on.
-pub(super) const SAMPLES: usize = 400;
+pub(in crate::authz) const SAMPLES: usize = 400;
 /// Longest time for the comparison; what was not compared by then is not.
 const COMPARISON_TIME: Duration = Duration::from_secs(3);
 /// Longest time for one of the policy's own tests.
@@ -37,35 +40,35 @@ const MAX_TEST_INPUTS: usize = 100;
 
 /// What the gate is asked to judge.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Job {
-    pub(super) modules: Vec<Source>,
+pub(in crate::authz) struct Job {
+    pub(in crate::authz) modules: Vec<Source>,
     /// JSON.
-    pub(super) data: String,
-    pub(super) entrypoint: String,
-    pub(super) instructions: usize,
+    pub(in crate::authz) data: String,
+    pub(in crate::authz) entrypoint: String,
+    pub(in crate::authz) instructions: usize,
     /// Makes the generated inputs repeatable.
-    pub(super) seed: u64,
+    pub(in crate::authz) seed: u64,
 }
 
 /// What it found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Report {
-    pub(super) remarks: Vec<Remark>,
+pub(in crate::authz) struct Report {
+    pub(in crate::authz) remarks: Vec<Remark>,
     /// The engine to use; `None` when the policy is refused.
-    pub(super) engine: Option<Choice>,
+    pub(in crate::authz) engine: Option<Choice>,
 }
 
 /// The engine that a policy is to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Choice {
+pub(in crate::authz) enum Choice {
     Rvm,
     Interpreter,
 }
 
 /// Judges one policy. May overflow the stack on what the checks do not know yet: run it where that
 /// does no harm.
-pub(super) fn judge(job: &Job) -> Report {
+pub(in crate::authz) fn judge(job: &Job) -> Report {
     let mut report = Report::default();
     report.engine = judge_into(job, &mut report.remarks);
     if report.remarks.iter().any(|remark| !remark.warning) {

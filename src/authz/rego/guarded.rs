@@ -34,7 +34,7 @@ type Function = fn(&Span, &[Ref<Expr>], &[Value], bool) -> Result<Value>;
 macro_rules! guarded {
     ($($name:literal),* $(,)?) => {
         /// Builtins that a rewritten program may call with anything.
-        pub(super) const BUILTINS: &[&str] = &[$($name),*];
+        pub(in crate::authz) const BUILTINS: &[&str] = &[$($name),*];
 
         fn guard(name: &str) -> Option<Function> {
             match name {
@@ -146,7 +146,7 @@ const OPERATIONS: [(&str, Function, u8); 8] = [
 const COLLECTION: u16 = 7;
 
 /// Rewrites a program; an error when it holds what this does not know.
-pub(super) fn rewrite(program: Arc<Program>) -> Result<Arc<Program>, String> {
+pub(in crate::authz) fn rewrite(program: Arc<Program>) -> Result<Arc<Program>, String> {
     let mut program = Arc::unwrap_or_clone(program);
     let known = program.builtin_info_table.len();
     if program.resolved_builtins.len() != known

@@ -13,21 +13,21 @@ use regorus::Value;
 use regorus::unstable::{Expr, Ref};
 
 /// Most elements of a range or an expanded network.
-pub(super) const MAX_ELEMENTS: u64 = 10_000;
+pub(in crate::authz) const MAX_ELEMENTS: u64 = 10_000;
 /// Longest text that a builtin may put in place of every match.
-pub(super) const MAX_REPLACEMENT: usize = 64;
+pub(in crate::authz) const MAX_REPLACEMENT: usize = 64;
 /// Longest regular expression or glob.
-pub(super) const MAX_PATTERN: usize = 1024;
+pub(in crate::authz) const MAX_PATTERN: usize = 1024;
 /// Widest field of a format.
 const MAX_WIDTH: u32 = 256;
 /// Furthest shift to the left, bits.
 const MAX_SHIFT: u64 = 1024;
 
 /// Why a call is refused, and what to write instead.
-pub(super) type Refused = (String, &'static str);
+pub(in crate::authz) type Refused = (String, &'static str);
 
 /// Judges one call of a builtin by its arguments.
-pub(super) fn judge(name: &str, args: &[Ref<Expr>]) -> Result<(), Refused> {
+pub(in crate::authz) fn judge(name: &str, args: &[Ref<Expr>]) -> Result<(), Refused> {
     let arg = |index: usize| args.get(index).map(AsRef::as_ref);
     let never = |why: &str, help: &'static str| Err((format!("`{name}` {why}"), help));
     match name {
@@ -172,7 +172,7 @@ fn rooted_in_data(expr: &Expr) -> bool {
 }
 
 /// The text of a string literal.
-pub(super) fn string(expr: Option<&Expr>) -> Option<&str> {
+pub(in crate::authz) fn string(expr: Option<&Expr>) -> Option<&str> {
     match expr? {
         Expr::String { value, .. } | Expr::RawString { value, .. } => {
             value.as_string().ok().map(AsRef::as_ref)

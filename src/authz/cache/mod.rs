@@ -1,6 +1,6 @@
 //! Answers given before, of one policy, on one core.
 //!
-//! A question is the bytes that [`super::projection`] writes; an answer is given again only to a
+//! A question is the bytes that [`crate::authz::cache::projection`] writes; an answer is given again only to a
 //! question of exactly the same bytes. Only answers are kept, a yes and the policy's own no, never
 //! what went wrong. An answer is forgotten when the credential ends that it was given for, when the
 //! policy asked to be asked again, and after the configured time.
@@ -9,6 +9,10 @@
 //! dropped and the younger takes its place. Whoever asks ever new questions makes others' answers
 //! be forgotten, which costs them an evaluation, and nothing else.
 
+pub(in crate::authz) mod projection;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::mem;
 use std::sync::{Arc, Weak};
@@ -16,26 +20,26 @@ use std::time::{Duration, SystemTime};
 
 use foldhash::fast::RandomState;
 
-use super::Advice;
-use super::answer::Face;
 use crate::authn::Identity;
+use crate::authz::Advice;
+use crate::authz::answer::Face;
 
 /// Longest question that is kept, in bytes.
-pub(super) const MAX_QUESTION: usize = 4 * 1024;
+pub(in crate::authz) const MAX_QUESTION: usize = 4 * 1024;
 /// What an answer costs beside its texts: its place in the map, and that of the identity's address.
 const FIXED_COST: usize = 192 + size_of::<Identity>();
 
 /// The bounds of a memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bounds {
-    pub(super) entries: usize,
-    pub(super) bytes: usize,
-    pub(super) lifetime: Duration,
+pub(in crate::authz) struct Bounds {
+    pub(in crate::authz) entries: usize,
+    pub(in crate::authz) bytes: usize,
+    pub(in crate::authz) lifetime: Duration,
 }
 
 /// What is kept of an evaluation.
 #[derive(Debug, Clone)]
-pub(super) enum Answer {
+pub(in crate::authz) enum Answer {
     Allow(Arc<Advice>),
     Deny(Arc<Face>),
 }
@@ -53,7 +57,7 @@ struct Kept {
 
 /// The answers of one policy on one core.
 #[derive(Debug)]
-pub(super) struct Answers {
+pub(in crate::authz) struct Answers {
     bounds: Bounds,
     young: Generation,
     old: Generation,
@@ -67,7 +71,7 @@ struct Generation {
 }
 
 impl Answers {
-    pub(super) fn new(bounds: Bounds) -> Self {
+    pub(in crate::authz) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
             young: Generation::default(),
@@ -76,7 +80,7 @@ impl Answers {
     }
 
     /// The answer to this question, if one holds now.
-    pub(super) fn get(&mut self, question: &[u8], now: SystemTime) -> Option<Answer> {
+    pub(in crate::authz) fn get(&mut self, question: &[u8], now: SystemTime) -> Option<Answer> {
         if let Some(kept) = self.young.answers.get(question) {
             return kept.given(now);
         }
@@ -88,7 +92,7 @@ impl Answers {
     }
 
     /// Keeps an answer; `size` is what it weighs itself, and `most` how long it may be kept at most.
-    pub(super) fn keep(
+    pub(in crate::authz) fn keep(
         &mut self,
         question: &[u8],
         answer: Answer,
@@ -141,7 +145,7 @@ impl Answers {
     }
 
     #[cfg(test)]
-    pub(super) fn size(&self) -> (usize, usize) {
+    pub(in crate::authz) fn size(&self) -> (usize, usize) {
         (
             self.young.answers.len() + self.old.answers.len(),
             self.young.cost + self.old.cost,

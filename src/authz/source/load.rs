@@ -10,29 +10,29 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::guard;
-use super::rego::Source;
-use super::remark::Remark;
+use crate::authz::rego::Source;
+use crate::authz::source::guard;
+use crate::authz::source::remark::Remark;
 use crate::document::{self, Value, object};
 use crate::schema::{Compile, Problem};
 
 /// Most files of a policy.
-pub(super) const MAX_FILES: usize = 1_000;
+pub(in crate::authz) const MAX_FILES: usize = 1_000;
 /// Deepest nesting of folders.
-pub(super) const MAX_FOLDERS: usize = 16;
+pub(in crate::authz) const MAX_FOLDERS: usize = 16;
 /// Most bytes of all files of a policy together.
-pub(super) const MAX_BYTES: u64 = 32 * 1024 * 1024;
+pub(in crate::authz) const MAX_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Everything a policy is made of.
 #[derive(Debug)]
-pub(super) struct Loaded {
+pub(in crate::authz) struct Loaded {
     /// Modules, live ones and tests, in the order of their names.
-    pub(super) modules: Vec<Source>,
-    pub(super) data: Value,
+    pub(in crate::authz) modules: Vec<Source>,
+    pub(in crate::authz) data: Value,
     /// All files, in the order of their names.
-    pub(super) files: Vec<PathBuf>,
+    pub(in crate::authz) files: Vec<PathBuf>,
     /// The files as they are named in the configuration, with their content: for the digest.
-    pub(super) contents: Vec<(PathBuf, Vec<u8>)>,
+    pub(in crate::authz) contents: Vec<(PathBuf, Vec<u8>)>,
 }
 
 struct Found {
@@ -44,7 +44,7 @@ struct Found {
 }
 
 /// Reads all files. Problems are reported; `None` when there was one.
-pub(super) fn load(paths: &[PathBuf], cx: &mut Compile) -> Option<Loaded> {
+pub(in crate::authz) fn load(paths: &[PathBuf], cx: &mut Compile) -> Option<Loaded> {
     let before = cx.errors();
     let mut found: Vec<Found> = Vec::new();
     for (index, path) in paths.iter().enumerate() {

@@ -8,19 +8,19 @@ use crate::schema::{Problem, Severity};
 
 /// One finding in a policy's files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Remark {
+pub(in crate::authz) struct Remark {
     /// The file as it was named to the engine.
-    pub(super) file: String,
-    pub(super) line: Option<usize>,
-    pub(super) column: Option<usize>,
-    pub(super) message: String,
-    pub(super) help: Option<String>,
+    pub(in crate::authz) file: String,
+    pub(in crate::authz) line: Option<usize>,
+    pub(in crate::authz) column: Option<usize>,
+    pub(in crate::authz) message: String,
+    pub(in crate::authz) help: Option<String>,
     /// The policy goes live all the same.
-    pub(super) warning: bool,
+    pub(in crate::authz) warning: bool,
 }
 
 impl Remark {
-    pub(super) fn error(
+    pub(in crate::authz) fn error(
         file: &str,
         at: Option<(usize, usize)>,
         message: impl Into<String>,
@@ -36,7 +36,7 @@ impl Remark {
         }
     }
 
-    pub(super) fn warning(
+    pub(in crate::authz) fn warning(
         file: &str,
         at: Option<(usize, usize)>,
         message: impl Into<String>,
@@ -50,7 +50,7 @@ impl Remark {
 
     /// Reads the position out of one of the engine's messages (`--> file:line:column`, the source
     /// line, a caret, `error: what`); `file` is where the finding is when there is none.
-    pub(super) fn from_engine(file: &str, text: &str) -> Self {
+    pub(in crate::authz) fn from_engine(file: &str, text: &str) -> Self {
         let place = text
             .lines()
             .find_map(|line| line.trim().strip_prefix("--> "))
@@ -80,7 +80,7 @@ impl Remark {
         }
     }
 
-    pub(super) fn into_problem(self, path: String) -> Problem {
+    pub(in crate::authz) fn into_problem(self, path: String) -> Problem {
         Problem {
             severity: if self.warning {
                 Severity::Warning

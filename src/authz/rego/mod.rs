@@ -5,6 +5,11 @@
 //! habit of turning them into "undefined" would let a rule that says no vanish. The machine's
 //! errors are no answer: what fails there (`guarded`) is asked again of the interpreter.
 
+#[cfg(test)]
+mod agreement;
+pub(in crate::authz) mod guarded;
+pub(in crate::authz) mod subset;
+
 use std::num::{NonZeroU32, NonZeroU64};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -17,8 +22,7 @@ use regorus::rvm::vm::{RegoVM, VmError};
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, LimitError, MemoryBudgetConfig, Value};
 
-use super::guarded;
-use super::remark::Remark;
+use crate::authz::source::remark::Remark;
 
 /// How many instructions pass between two looks at the clock.
 const CLOCK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
@@ -27,19 +31,19 @@ const MAX_DETAIL: usize = 400;
 
 /// What one decision may use up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Limits {
-    pub(super) time: Duration,
-    pub(super) instructions: usize,
+pub(in crate::authz) struct Limits {
+    pub(in crate::authz) time: Duration,
+    pub(in crate::authz) instructions: usize,
     /// Bytes.
-    pub(super) memory: NonZeroU64,
+    pub(in crate::authz) memory: NonZeroU64,
 }
 
 /// A module's file and text.
-pub(super) type Source = (String, String);
+pub(in crate::authz) type Source = (String, String);
 
 /// What an evaluation came to.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Outcome {
+pub(in crate::authz) enum Outcome {
     /// A value, or `Value::Undefined`.
     Answer(Value),
     Error(String),
@@ -48,7 +52,7 @@ pub(super) enum Outcome {
 }
 
 /// Parses modules into an engine that holds this data; all files' mistakes at once.
-pub(super) fn parse(sources: &[Source], data: &Value) -> Result<Engine, Vec<Remark>> {
+pub(in crate::authz) fn parse(sources: &[Source], data: &Value) -> Result<Engine, Vec<Remark>> {
     let mut engine = Engine::new();
     engine.set_strict_builtin_errors(true);
     engine.set_gather_prints(true);
@@ -81,15 +85,15 @@ pub(super) fn parse(sources: &[Source], data: &Value) -> Result<Engine, Vec<Rema
 
 /// A program that may run.
 #[derive(Debug)]
-pub(super) struct Program {
+pub(in crate::authz) struct Program {
     id: u64,
-    pub(super) kind: Kind,
+    pub(in crate::authz) kind: Kind,
     setup: Arc<Setup>,
 }
 
 /// What a machine is made from.
 #[derive(Debug)]
-pub(super) struct Setup {
+pub(in crate::authz) struct Setup {
     engine: Engine,
     entrypoint: String,
     data: Value,
@@ -98,14 +102,14 @@ pub(super) struct Setup {
 
 /// The engine a program runs on.
 #[derive(Debug)]
-pub(super) enum Kind {
+pub(in crate::authz) enum Kind {
     Rvm(Arc<Bytecode>),
     Interpreter,
 }
 
 impl Program {
     /// Readies an engine for its entry point on the interpreter.
-    pub(super) fn interpreted(
+    pub(in crate::authz) fn interpreted(
         mut engine: Engine,
         entrypoint: &str,
         limits: Limits,
@@ -122,7 +126,7 @@ impl Program {
     }
 
     /// Compiles an engine's modules to bytecode.
-    pub(super) fn compiled(
+    pub(in crate::authz) fn compiled(
         mut engine: Engine,
         entrypoint: &str,
         limits: Limits,
@@ -146,12 +150,12 @@ impl Program {
     }
 
     /// A number that no other program of this process has or will have.
-    pub(super) fn id(&self) -> u64 {
+    pub(in crate::authz) fn id(&self) -> u64 {
         self.id
     }
 
     /// `rvm` or `interpreter`.
-    pub(super) fn engine(&self) -> &'static str {
+    pub(in crate::authz) fn engine(&self) -> &'static str {
         match self.kind {
             Kind::Rvm(_) => "rvm",
             Kind::Interpreter => "interpreter",
@@ -212,7 +216,7 @@ fn allow(engine: &mut Engine, time: Duration) {
 
 /// A program's working memory; belongs to one core.
 #[derive(Debug)]
-pub(super) struct Machine {
+pub(in crate::authz) struct Machine {
     running: Running,
     setup: Arc<Setup>,
 }
@@ -225,7 +229,7 @@ enum Running {
 }
 
 impl Machine {
-    pub(super) fn new(program: &Program) -> Result<Self, String> {
+    pub(in crate::authz) fn new(program: &Program) -> Result<Self, String> {
         let setup = Arc::clone(&program.setup);
         let running = match &program.kind {
             Kind::Rvm(bytecode) => Running::Rvm(setup.vm(bytecode)?, Arc::clone(bytecode), None),
@@ -235,7 +239,7 @@ impl Machine {
     }
 
     /// Evaluates the entry point. After anything but an answer the machine must not be used again.
-    pub(super) fn run(&mut self, input: Value) -> Outcome {
+    pub(in crate::authz) fn run(&mut self, input: Value) -> Outcome {
         // Unwind safety: a machine that panicked is thrown away by the caller.
         let run = catch_unwind(AssertUnwindSafe(|| match &mut self.running {
             Running::Rvm(vm, bytecode, interpreter) => {
@@ -273,7 +277,7 @@ fn asked(engine: &mut Engine, input: Value, entrypoint: &str) -> Outcome {
 }
 
 /// Evaluates a rule on the interpreter; panics pass through.
-pub(super) fn evaluate(engine: &mut Engine, input: Value, rule: &str) -> Outcome {
+pub(in crate::authz) fn evaluate(engine: &mut Engine, input: Value, rule: &str) -> Outcome {
     engine.set_input(input);
     match engine.eval_rule(rule.to_owned()) {
         Ok(value) => Outcome::Answer(value),
@@ -305,7 +309,7 @@ fn of_vm(error: VmError) -> Outcome {
 
 /// One line of bounded length, up to where the engine tells the offending value: that may be the
 /// request's, and records show no more of a request than the operator chose.
-pub(super) fn detail(text: &str) -> String {
+pub(in crate::authz) fn detail(text: &str) -> String {
     let told = [" Got `", " got `", " Got ", " got "]
         .iter()
         .filter_map(|word| text.find(word))

@@ -31,13 +31,13 @@ use regorus::unstable::{
     RuleHead, Span,
 };
 
-use super::guarded;
-use super::hazard;
-use super::syntax::{Part, chain, literal, place};
+use crate::authz::rego::guarded;
+use crate::authz::source::hazard;
+use crate::authz::source::syntax::{Part, chain, literal, place};
 use crate::document;
 
 /// Members of the input document that are there on each request, and are texts.
-pub(super) const TEXTS: &[&str] = &[
+pub(in crate::authz) const TEXTS: &[&str] = &[
     "request.host",
     "request.id",
     "request.method",
@@ -50,7 +50,7 @@ pub(super) const TEXTS: &[&str] = &[
 ];
 
 /// Members of the input document that are there on each request, and can be gone through.
-pub(super) const COLLECTIONS: &[&str] = &[
+pub(in crate::authz) const COLLECTIONS: &[&str] = &[
     "request.headers",
     "request.query",
     "request.segments",
@@ -60,10 +60,10 @@ pub(super) const COLLECTIONS: &[&str] = &[
 
 /// The first form of a policy that is not on the list.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Outside {
-    pub(super) file: String,
-    pub(super) at: (usize, usize),
-    pub(super) what: &'static str,
+pub(in crate::authz) struct Outside {
+    pub(in crate::authz) file: String,
+    pub(in crate::authz) at: (usize, usize),
+    pub(in crate::authz) what: &'static str,
 }
 
 /// What is known of a rule from all its definitions.
@@ -82,7 +82,7 @@ struct Facts {
 type Found = Result<(), (Span, &'static str)>;
 
 /// The first form in the rules of these modules that is not on the list, if there is one.
-pub(super) fn outside(modules: &[Ref<Module>], data: &Value) -> Option<Outside> {
+pub(in crate::authz) fn outside(modules: &[Ref<Module>], data: &Value) -> Option<Outside> {
     let mut rules: BTreeMap<Vec<String>, Facts> = BTreeMap::new();
     for module in modules {
         for rule in &module.policy {

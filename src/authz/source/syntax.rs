@@ -10,22 +10,22 @@ use std::collections::BTreeMap;
 use regorus::Value;
 use regorus::unstable::{BUILTINS, Expr, Rule, RuleAssign, RuleHead, Span};
 
-use super::hazard;
+use crate::authz::source::hazard;
 
 /// A reference cut into its parts: `data.a["b"][x].c` is `data`, `a`, `b`, dynamic, `c`.
-pub(super) struct Chain<'e> {
-    pub(super) base: &'e Expr,
-    pub(super) parts: Vec<Part<'e>>,
+pub(in crate::authz) struct Chain<'e> {
+    pub(in crate::authz) base: &'e Expr,
+    pub(in crate::authz) parts: Vec<Part<'e>>,
 }
 
 /// One step of a reference.
-pub(super) enum Part<'e> {
+pub(in crate::authz) enum Part<'e> {
     Name(String),
     Dynamic(&'e Expr),
 }
 
 /// Cuts a reference into its parts.
-pub(super) fn chain(expr: &Expr) -> Chain<'_> {
+pub(in crate::authz) fn chain(expr: &Expr) -> Chain<'_> {
     let mut parts = Vec::new();
     let mut base = expr;
     loop {
@@ -50,7 +50,7 @@ pub(super) fn chain(expr: &Expr) -> Chain<'_> {
 
 impl Chain<'_> {
     /// The base's name and the names up to the first part that is no literal.
-    pub(super) fn prefix(&self) -> Option<Vec<String>> {
+    pub(in crate::authz) fn prefix(&self) -> Option<Vec<String>> {
         let Expr::Var { span, .. } = self.base else {
             return None;
         };
@@ -66,7 +66,7 @@ impl Chain<'_> {
 }
 
 /// What a rule's head names.
-pub(super) fn head(rule: &Rule) -> &Expr {
+pub(in crate::authz) fn head(rule: &Rule) -> &Expr {
     match rule {
         Rule::Spec { head, .. } => match head {
             RuleHead::Compr { refr, .. }
@@ -78,7 +78,7 @@ pub(super) fn head(rule: &Rule) -> &Expr {
 }
 
 /// How many arguments a rule takes; `None` for rules that are no functions.
-pub(super) fn arity(rule: &Rule) -> Option<usize> {
+pub(in crate::authz) fn arity(rule: &Rule) -> Option<usize> {
     match rule {
         Rule::Spec {
             head: RuleHead::Func { args, .. },
@@ -90,7 +90,7 @@ pub(super) fn arity(rule: &Rule) -> Option<usize> {
 }
 
 /// Line and column.
-pub(super) fn place(span: &Span) -> (usize, usize) {
+pub(in crate::authz) fn place(span: &Span) -> (usize, usize) {
     (
         usize::try_from(span.line).unwrap_or(0),
         usize::try_from(span.col).unwrap_or(0),
@@ -98,7 +98,7 @@ pub(super) fn place(span: &Span) -> (usize, usize) {
 }
 
 /// The value that a head gives.
-pub(super) fn head_assign(head: &RuleHead) -> Option<&RuleAssign> {
+pub(in crate::authz) fn head_assign(head: &RuleHead) -> Option<&RuleAssign> {
     match head {
         RuleHead::Compr { assign, .. } | RuleHead::Func { assign, .. } => assign.as_ref(),
         RuleHead::Set { .. } => None,
@@ -106,13 +106,13 @@ pub(super) fn head_assign(head: &RuleHead) -> Option<&RuleAssign> {
 }
 
 /// The builtin that an expression names.
-pub(super) fn builtin_name(expr: &Expr) -> Option<String> {
+pub(in crate::authz) fn builtin_name(expr: &Expr) -> Option<String> {
     let name = chain(expr).prefix()?.join(".");
     BUILTINS.contains_key(name.as_str()).then_some(name)
 }
 
 /// The value of an expression that is made of literals alone.
-pub(super) fn literal(expr: &Expr) -> Option<Value> {
+pub(in crate::authz) fn literal(expr: &Expr) -> Option<Value> {
     match expr {
         Expr::String { value, .. } | Expr::RawString { value, .. } | Expr::Number { value, .. } => {
             Some(value.clone())

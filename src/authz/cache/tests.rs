@@ -11,16 +11,16 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use regorus::unstable::BUILTINS;
 
-use super::cache::{Answer, Answers, Bounds, MAX_QUESTION};
-use super::input::Wanted;
-use super::projection::{Part, Projection, Question};
-use super::reads::{self, Place, Reads, Step};
-use super::rego::{self, Limits, Machine, Outcome, Program};
-use super::{
+use crate::authn::{Caller, Identity};
+use crate::authz::cache::projection::{Part, Projection, Question};
+use crate::authz::cache::{Answer, Answers, Bounds, MAX_QUESTION};
+use crate::authz::input::Wanted;
+use crate::authz::rego::{self, Limits, Machine, Outcome, Program};
+use crate::authz::source::reads::{self, Place, Reads, Step};
+use crate::authz::{
     Advice, Compiled, DecidedBy, Decision, Machines, Policy, Reason, RouteFacts, Rules, answer,
     input,
 };
-use crate::authn::{Caller, Identity};
 use crate::document::{self, Value, from_json, object};
 use crate::metrics::Metrics;
 use crate::request::{ConnInfo, InboundRequest, RequestId, Rules as ReadingRules, TlsInfo};

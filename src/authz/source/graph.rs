@@ -5,36 +5,36 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::remark::Remark;
+use crate::authz::source::remark::Remark;
 
 /// Longest chain of rules that call one another, each counted with its loops: what 2 MiB of stack
 /// bear in a build without optimisation, with room to spare.
-pub(super) const MAX_CALL_WEIGHT: usize = 96;
+pub(in crate::authz) const MAX_CALL_WEIGHT: usize = 96;
 
 /// A rule or a builtin.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) name: String,
-    pub(super) file: String,
-    pub(super) at: (usize, usize),
-    pub(super) calls: BTreeMap<usize, (usize, usize)>,
-    pub(super) weight: usize,
-    pub(super) ref_head: bool,
+pub(in crate::authz) struct Node {
+    pub(in crate::authz) name: String,
+    pub(in crate::authz) file: String,
+    pub(in crate::authz) at: (usize, usize),
+    pub(in crate::authz) calls: BTreeMap<usize, (usize, usize)>,
+    pub(in crate::authz) weight: usize,
+    pub(in crate::authz) ref_head: bool,
     /// How many arguments it takes; `None` for rules that are no functions.
-    pub(super) arity: Option<usize>,
+    pub(in crate::authz) arity: Option<usize>,
 }
 
 /// The rules and builtins of a policy, and the calls between them.
 #[derive(Debug, Default)]
-pub(super) struct Graph {
-    pub(super) nodes: Vec<Node>,
+pub(in crate::authz) struct Graph {
+    pub(in crate::authz) nodes: Vec<Node>,
     /// Paths from `data`, and `#name` for builtins.
-    pub(super) index: BTreeMap<Vec<String>, usize>,
+    pub(in crate::authz) index: BTreeMap<Vec<String>, usize>,
 }
 
 impl Graph {
     /// Reports every circle once, at the call that closes it.
-    pub(super) fn circles(&self, remarks: &mut Vec<Remark>) {
+    pub(in crate::authz) fn circles(&self, remarks: &mut Vec<Remark>) {
         let mut state = vec![0u8; self.nodes.len()];
         for start in 0..self.nodes.len() {
             // An explicit stack: the graph of a hostile policy is as deep as it likes.
@@ -85,7 +85,7 @@ impl Graph {
     }
 
     /// Reports the deepest chain of calls when it is too deep; only asked when there is no circle.
-    pub(super) fn depth(&self, remarks: &mut Vec<Remark>) {
+    pub(in crate::authz) fn depth(&self, remarks: &mut Vec<Remark>) {
         if remarks.iter().any(|r| r.message.starts_with("recursion")) {
             return;
         }
@@ -138,7 +138,7 @@ impl Graph {
     }
 
     /// A rule head with a path that the entry point reaches, and where.
-    pub(super) fn ref_head(&self, entrypoint: &str) -> Option<(String, usize, usize)> {
+    pub(in crate::authz) fn ref_head(&self, entrypoint: &str) -> Option<(String, usize, usize)> {
         let path: Vec<String> = entrypoint.split('.').map(str::to_owned).collect();
         let mut open: Vec<usize> = self.index.get(&path).copied().into_iter().collect();
         let mut seen: HashSet<usize> = HashSet::new();

@@ -11,8 +11,8 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use regorus::Value;
 
-use super::check::Analysis;
-use super::subset;
+use crate::authz::rego::subset;
+use crate::authz::source::check::Analysis;
 use crate::document::{from_json, object};
 
 /// Most words that are kept of a source.
@@ -70,7 +70,7 @@ const BASE: &str = r#"{
 }"#;
 
 /// An endless, repeatable supply of input documents.
-pub(super) struct Generator {
+pub(in crate::authz) struct Generator {
     rng: StdRng,
     bases: Vec<Value>,
     paths: Vec<(Vec<String>, Vec<Value>)>,
@@ -79,7 +79,12 @@ pub(super) struct Generator {
 }
 
 impl Generator {
-    pub(super) fn new(analysis: &Analysis, tests: Vec<Value>, data: &Value, seed: u64) -> Self {
+    pub(in crate::authz) fn new(
+        analysis: &Analysis,
+        tests: Vec<Value>,
+        data: &Value,
+        seed: u64,
+    ) -> Self {
         let mut bases: Vec<Value> = from_json(BASE.as_bytes()).into_iter().collect();
         bases.extend(tests);
         let mut words: BTreeSet<Value> = analysis.words.clone();
@@ -102,7 +107,7 @@ impl Generator {
     }
 
     /// The next document. The first are the bases as they are, and an empty input.
-    pub(super) fn next(&mut self) -> Value {
+    pub(in crate::authz) fn next(&mut self) -> Value {
         let index = self.next;
         self.next += 1;
         if let Some(base) = self.bases.get(index) {

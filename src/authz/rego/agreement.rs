@@ -11,12 +11,12 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use regorus::Value;
 
-use super::check;
-use super::guard;
-use super::negation;
-use super::rego::{self, Limits, Machine, Outcome, Program, Source};
-use super::remark::Remark;
-use super::subset;
+use crate::authz::rego::subset;
+use crate::authz::rego::{self, Limits, Machine, Outcome, Program, Source};
+use crate::authz::source::check;
+use crate::authz::source::guard;
+use crate::authz::source::negation;
+use crate::authz::source::remark::Remark;
 use crate::document;
 
 const LIMITS: Limits = Limits {

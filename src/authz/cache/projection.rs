@@ -6,7 +6,7 @@
 //! object that authentication made of the credential: the same token gives the same object, and
 //! whoever keeps the bytes keeps the address from being given to another.
 //!
-//! What is written for a path is what [`super::input::document`] has there; a test compares them.
+//! What is written for a path is what [`crate::authz::input::document`] has there; a test compares them.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -14,27 +14,27 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
-use super::RouteFacts;
-use super::input::{self, Unreadable};
-use super::reads::{Place, Reads, Step};
 use crate::authn::Identity;
+use crate::authz::RouteFacts;
+use crate::authz::input::{self, Unreadable};
+use crate::authz::source::reads::{Place, Reads, Step};
 use crate::document::{Value, text};
 use crate::request::InboundRequest;
 use crate::tls::PeerCertificate;
 
 /// What a policy is asked about.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Question<'q> {
-    pub(super) request: &'q InboundRequest,
-    pub(super) route: &'q RouteFacts<'q>,
-    pub(super) identity: Option<&'q Arc<Identity>>,
+pub(in crate::authz) struct Question<'q> {
+    pub(in crate::authz) request: &'q InboundRequest,
+    pub(in crate::authz) route: &'q RouteFacts<'q>,
+    pub(in crate::authz) identity: Option<&'q Arc<Identity>>,
     /// Headers that the policy's block hides.
-    pub(super) hidden: &'q [HeaderName],
+    pub(in crate::authz) hidden: &'q [HeaderName],
 }
 
 /// A part of the input document that is written in one go; the order is that of the bytes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Part {
+pub(in crate::authz) enum Part {
     Identity,
     RouteName,
     Params,
@@ -63,7 +63,7 @@ pub(super) enum Part {
 
 /// The members of a certificate that are texts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum CertificateText {
+pub(in crate::authz) enum CertificateText {
     Subject,
     Issuer,
     Serial,
@@ -73,27 +73,27 @@ pub(super) enum CertificateText {
 
 /// Why a path cannot be part of a question: it is different in every request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Volatile {
-    pub(super) what: String,
-    pub(super) place: Place,
+pub(in crate::authz) struct Volatile {
+    pub(in crate::authz) what: String,
+    pub(in crate::authz) place: Place,
 }
 
 /// What is written of a request for one policy.
 #[derive(Debug, Clone)]
-pub(super) struct Projection {
+pub(in crate::authz) struct Projection {
     parts: Vec<Part>,
 }
 
 mod tag {
-    pub(super) const ABSENT: u8 = 0;
-    pub(super) const NULL: u8 = 1;
-    pub(super) const FALSE: u8 = 2;
-    pub(super) const TRUE: u8 = 3;
-    pub(super) const TEXT: u8 = 4;
-    pub(super) const NUMBER: u8 = 5;
-    pub(super) const ARRAY: u8 = 6;
-    pub(super) const OBJECT: u8 = 7;
-    pub(super) const IDENTITY: u8 = 8;
+    pub(in crate::authz) const ABSENT: u8 = 0;
+    pub(in crate::authz) const NULL: u8 = 1;
+    pub(in crate::authz) const FALSE: u8 = 2;
+    pub(in crate::authz) const TRUE: u8 = 3;
+    pub(in crate::authz) const TEXT: u8 = 4;
+    pub(in crate::authz) const NUMBER: u8 = 5;
+    pub(in crate::authz) const ARRAY: u8 = 6;
+    pub(in crate::authz) const OBJECT: u8 = 7;
+    pub(in crate::authz) const IDENTITY: u8 = 8;
 }
 
 impl Projection {
@@ -102,7 +102,7 @@ impl Projection {
     /// # Errors
     /// The first path, by its name, that is different in every request, or what is no function of
     /// the request.
-    pub(super) fn of(reads: &Reads, hidden: &[HeaderName]) -> Result<Self, Volatile> {
+    pub(in crate::authz) fn of(reads: &Reads, hidden: &[HeaderName]) -> Result<Self, Volatile> {
         if let Some(impure) = &reads.impure {
             return Err(Volatile {
                 what: impure.what.clone(),
@@ -133,7 +133,7 @@ impl Projection {
     ///
     /// # Errors
     /// [`Unreadable`] when the part has no document.
-    pub(super) fn write(
+    pub(in crate::authz) fn write(
         &self,
         question: &Question<'_>,
         most: usize,
@@ -149,12 +149,12 @@ impl Projection {
     }
 
     #[cfg(test)]
-    pub(super) fn parts(&self) -> &[Part] {
+    pub(in crate::authz) fn parts(&self) -> &[Part] {
         &self.parts
     }
 
     #[cfg(test)]
-    pub(super) fn without(&self, part: &Part) -> Self {
+    pub(in crate::authz) fn without(&self, part: &Part) -> Self {
         let parts = self.parts.iter().filter(|p| *p != part).cloned().collect();
         Self { parts }
     }

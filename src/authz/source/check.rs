@@ -16,36 +16,38 @@ use regorus::unstable::{
     AssignOp, BUILTINS, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead,
 };
 
-use super::graph::{Graph, Node};
-use super::hazard;
-use super::remark::Remark;
-use super::syntax::{Part, arity, builtin_name, chain, head, head_assign, literal, place};
+use crate::authz::source::graph::{Graph, Node};
+use crate::authz::source::hazard;
+use crate::authz::source::remark::Remark;
+use crate::authz::source::syntax::{
+    Part, arity, builtin_name, chain, head, head_assign, literal, place,
+};
 
 /// The suffix of files whose rules test the others.
-pub(super) const TEST_SUFFIX: &str = "_test.rego";
+pub(in crate::authz) const TEST_SUFFIX: &str = "_test.rego";
 
 /// What the source says.
 #[derive(Debug, Default)]
-pub(super) struct Analysis {
-    pub(super) remarks: Vec<Remark>,
+pub(in crate::authz) struct Analysis {
+    pub(in crate::authz) remarks: Vec<Remark>,
     /// Literals by the input path they stand in one statement with.
-    pub(super) compared: BTreeMap<Vec<String>, BTreeSet<Value>>,
+    pub(in crate::authz) compared: BTreeMap<Vec<String>, BTreeSet<Value>>,
     /// All scalar literals.
-    pub(super) words: BTreeSet<Value>,
+    pub(in crate::authz) words: BTreeSet<Value>,
     /// Inputs of the policy's own tests, where they are literals.
-    pub(super) test_inputs: Vec<Value>,
+    pub(in crate::authz) test_inputs: Vec<Value>,
     /// Rules that hold inputs of the policy's own tests.
-    pub(super) test_input_rules: BTreeSet<String>,
+    pub(in crate::authz) test_input_rules: BTreeSet<String>,
     /// Tests by path, with where they stand.
-    pub(super) tests: BTreeMap<String, (String, usize, usize)>,
+    pub(in crate::authz) tests: BTreeMap<String, (String, usize, usize)>,
     /// Complete and partial rules of the live modules, by path.
-    pub(super) rules: BTreeSet<String>,
+    pub(in crate::authz) rules: BTreeSet<String>,
     /// A rule head with a path (`a.b := 1`) that the entry point reaches, and where.
-    pub(super) ref_head: Option<(String, usize, usize)>,
+    pub(in crate::authz) ref_head: Option<(String, usize, usize)>,
 }
 
 /// Analyses parsed modules as one program with this entry point.
-pub(super) fn analyse(modules: &[Ref<Module>], entrypoint: &str) -> Analysis {
+pub(in crate::authz) fn analyse(modules: &[Ref<Module>], entrypoint: &str) -> Analysis {
     let mut walk = Walk::default();
     for module in modules {
         walk.declare(module);
@@ -60,7 +62,7 @@ pub(super) fn analyse(modules: &[Ref<Module>], entrypoint: &str) -> Analysis {
     found
 }
 
-pub(super) fn is_test_file(file: &str) -> bool {
+pub(in crate::authz) fn is_test_file(file: &str) -> bool {
     file.ends_with(TEST_SUFFIX)
 }
 

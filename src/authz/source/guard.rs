@@ -8,25 +8,25 @@
 use regorus::unstable::{Lexer, Source, TokenKind};
 
 /// Longest file, bytes.
-pub(super) const MAX_FILE_BYTES: usize = 1024 * 1024;
+pub(in crate::authz) const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// Most lines of a file.
-pub(super) const MAX_LINES: usize = 20_000;
+pub(in crate::authz) const MAX_LINES: usize = 20_000;
 /// Longest line, columns.
-pub(super) const MAX_COLUMNS: usize = 1024;
+pub(in crate::authz) const MAX_COLUMNS: usize = 1024;
 /// Deepest nesting of `[`, `{` and `(` together.
-pub(super) const MAX_NESTING: usize = 16;
+pub(in crate::authz) const MAX_NESTING: usize = 16;
 /// Deepest chain of literals that each stand first in the one around them.
-pub(super) const MAX_LITERAL_NESTING: usize = 8;
+pub(in crate::authz) const MAX_LITERAL_NESTING: usize = 8;
 /// Most tokens the parser may look at, counting repetitions.
-pub(super) const MAX_PARSE_COST: u64 = 5_000_000;
+pub(in crate::authz) const MAX_PARSE_COST: u64 = 5_000_000;
 
 /// What keeps a file from the parser, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Finding {
-    pub(super) line: Option<usize>,
-    pub(super) column: Option<usize>,
-    pub(super) message: String,
-    pub(super) help: String,
+pub(in crate::authz) struct Finding {
+    pub(in crate::authz) line: Option<usize>,
+    pub(in crate::authz) column: Option<usize>,
+    pub(in crate::authz) message: String,
+    pub(in crate::authz) help: String,
 }
 
 struct Open {
@@ -36,7 +36,7 @@ struct Open {
 }
 
 /// Checks size, line length and nesting of one module.
-pub(super) fn examine(text: &str) -> Result<(), Finding> {
+pub(in crate::authz) fn examine(text: &str) -> Result<(), Finding> {
     let finding = |line, column, message: String, help: &str| Finding {
         line,
         column,

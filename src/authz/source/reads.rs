@@ -13,8 +13,8 @@ use std::fmt;
 use regorus::Value;
 use regorus::unstable::{BUILTINS, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleHead};
 
-use super::input::Wanted;
-use super::syntax::{Part, chain, head, head_assign, place};
+use crate::authz::input::Wanted;
+use crate::authz::source::syntax::{Part, chain, head, head_assign, place};
 
 /// Builtins whose answer depends on their arguments alone. Others are not cached; a test holds the
 /// list against the engine's.
@@ -136,7 +136,7 @@ const PURE: &[&str] = &[
 
 /// A step of a path below `input`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Step {
+pub(in crate::authz) enum Step {
     /// A member by its name.
     Name(String),
     /// An element by its number.
@@ -145,29 +145,29 @@ pub(super) enum Step {
 
 /// Where something stands in the policy's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
-    pub(super) file: String,
-    pub(super) at: (usize, usize),
+pub(in crate::authz) struct Place {
+    pub(in crate::authz) file: String,
+    pub(in crate::authz) at: (usize, usize),
 }
 
 /// A call that may answer differently for the same arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Impure {
-    pub(super) what: String,
-    pub(super) place: Place,
+pub(in crate::authz) struct Impure {
+    pub(in crate::authz) what: String,
+    pub(in crate::authz) place: Place,
 }
 
 /// What a decision can depend on.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Reads {
+pub(in crate::authz) struct Reads {
     /// Paths below `input`, each with all that lies below it, and the first place that reads it.
-    pub(super) paths: BTreeMap<Vec<Step>, Place>,
-    pub(super) impure: Option<Impure>,
+    pub(in crate::authz) paths: BTreeMap<Vec<Step>, Place>,
+    pub(in crate::authz) impure: Option<Impure>,
 }
 
 impl Reads {
     /// What of the input document must be there.
-    pub(super) fn wanted(&self) -> Wanted {
+    pub(in crate::authz) fn wanted(&self) -> Wanted {
         Wanted::by(&self.paths.keys().cloned().collect::<Vec<_>>())
     }
 }
@@ -182,7 +182,7 @@ impl fmt::Display for Step {
 }
 
 /// Reads the live modules of a policy from its entry point on.
-pub(super) fn of(modules: &[Ref<Module>], entrypoint: &str) -> Reads {
+pub(in crate::authz) fn of(modules: &[Ref<Module>], entrypoint: &str) -> Reads {
     let mut walk = Walk {
         rules: BTreeMap::new(),
         imports: BTreeMap::new(),

@@ -13,8 +13,8 @@ use std::sync::{LazyLock, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use super::gate::{Job, Report, judge};
-use super::remark::Remark;
+use crate::authz::gate::{Job, Report, judge};
+use crate::authz::source::remark::Remark;
 
 /// The hidden subcommand that runs [`gate_child`].
 pub const GATE_ARGUMENT: &str = "policy-gate";
@@ -63,7 +63,7 @@ pub fn gate_child(stdin: impl Read, mut stdout: impl Write) -> i32 {
 }
 
 /// Judges a job where it can do no harm; a report that is remembered for this digest is given again.
-pub(super) fn examine(job: &Job, digest: &str) -> Report {
+pub(in crate::authz) fn examine(job: &Job, digest: &str) -> Report {
     let mut remembered = REMEMBERED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, report)) = remembered.iter().find(|(known, _)| known == digest) {
         return report.clone();

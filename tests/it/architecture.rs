@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Low to high: a room may name only rooms to its left (and itself).
-const ORDER: [&str; 30] = [
+const ORDER: [&str; 32] = [
     "clock",
     "epoch",
     "metrics",
@@ -13,6 +13,7 @@ const ORDER: [&str; 30] = [
     "body",
     "tls",
     "fetch",
+    "bundle",
     "request",
     "telemetry",
     "authn",
@@ -31,6 +32,7 @@ const ORDER: [&str; 30] = [
     "config",
     "gateway",
     "server",
+    "policy",
     "run",
     "dev",
     "main",
@@ -47,7 +49,7 @@ const LIBRARIES: [(&str, &[&str]); 9] = [
     ("rustls", &["tls"]),
     ("tokio_rustls", &["tls", "server", "dev"]),
     ("prometheus_client", &["metrics"]),
-    ("clap", &["main", "dev"]),
+    ("clap", &["main", "dev", "policy"]),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<(String, String)>) {

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use portcullis::admin::Order;
+use portcullis::audit::PublicKey;
 use portcullis::config::{self, Document, Style};
 use portcullis::dev::{DevArgs, TokenArgs};
 use portcullis::metrics::Metrics;
 use portcullis::run::{Ended, Options, Process, Signals, StartError};
 use portcullis::schema::{Problem, Severity};
-use portcullis::{authz, dev, telemetry};
+use portcullis::{audit, authz, dev, telemetry};
 
 /// A reverse-proxy API gateway and zero-trust policy enforcement point.
 #[derive(Debug, Parser)]
@@ -32,6 +34,16 @@ Examples:
   portcullis schema > gateway.schema.json   let an editor complete gateway.yaml
 
 Exit codes: 0 fine, 1 a problem was found, 2 wrong usage.";
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  portcullis audit verify /var/lib/portcullis/audit --key audit-key.pub.pem
+  portcullis audit verify audit --key new.pub.pem --key old.pub.pem --format json
+
+The key: openssl genpkey -algorithm ed25519 -out audit-key.pem
+         openssl pkey -in audit-key.pem -pubout -out audit-key.pub.pem
+
+Exit codes: 0 nothing was changed, 1 something was, or it cannot be read, 2 wrong usage.";
 
 const REVOKE_EXAMPLES: &str = "\
 Examples:
@@ -78,11 +90,34 @@ enum Command {
     /// `--before`, everything that the issuer issues is meant, also what it issues later.
     #[command(after_help = REVOKE_EXAMPLES)]
     Revoke(RevokeArguments),
+    /// Work with the audit ledger
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Write the JSON Schema of the configuration file, for editors
     Schema,
     /// Try a policy in a process of its own; started by the gateway itself
     #[command(hide = true)]
     PolicyGate,
+}
+
+#[derive(Debug, Subcommand)]
+enum AuditCommand {
+    /// Find every change that was made to a ledger
+    ///
+    /// Tells which record was changed, is missing, is there twice or was moved, and in which line. Works
+    /// while the gateway writes.
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify {
+        /// The ledger's folder: `audit.sink.ledger.folder`
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+        /// A PEM file with a key that signed, public or private; may be given several times
+        #[arg(long, value_name = "FILE")]
+        key: Vec<PathBuf>,
+        /// How to write what was found
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -182,6 +217,11 @@ fn main() -> ExitCode {
         Command::Dev(arguments) => dev::run_dev(arguments),
         Command::Token(arguments) => dev::run_token(arguments),
         Command::Revoke(arguments) => revoke(arguments),
+        Command::Audit(AuditCommand::Verify {
+            folder,
+            key,
+            format,
+        }) => verify(&folder, &key, format),
         Command::Schema => Ok(schema()),
         Command::PolicyGate => {
             let code = authz::gate_child(&mut io::stdin().lock(), &mut io::stdout().lock());
@@ -192,6 +232,43 @@ fn main() -> ExitCode {
         say(&mut io::stderr(), &format!("error: {error:#}\n"));
         ExitCode::FAILURE
     })
+}
+
+/// Verifies an audit ledger.
+fn verify(folder: &Path, keys: &[PathBuf], format: Format) -> anyhow::Result<ExitCode> {
+    let keys: Vec<PublicKey> = keys
+        .iter()
+        .map(|file| {
+            let pem = std::fs::read(file).with_context(|| file.display().to_string())?;
+            PublicKey::from_pem(&pem)
+                .with_context(|| format!("{}: holds no Ed25519 key in PEM", file.display()))
+        })
+        .collect::<anyhow::Result<_>>()?;
+    let mut stderr = io::stderr();
+    let shown = stderr.is_terminal();
+    let mut percent = None;
+    let report = audit::verify(folder, &keys, |read, total| {
+        let now = read.saturating_mul(100).checked_div(total).unwrap_or(100);
+        if shown && percent != Some(now) {
+            percent = Some(now);
+            say(&mut stderr, &format!("\rverifying … {now:3} %"));
+        }
+    })
+    .with_context(|| folder.display().to_string())?;
+    if shown {
+        say(&mut io::stderr(), "\r\x1b[K");
+    }
+    let code = if report.sound() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    };
+    let text = match format {
+        Format::Json => format!("{}\n", serde_json::to_string_pretty(&report)?),
+        Format::Text => report.to_string(),
+    };
+    say(&mut io::stdout(), &text);
+    Ok(code)
 }
 
 fn run(config: PathBuf, workers: Option<usize>) -> anyhow::Result<ExitCode> {

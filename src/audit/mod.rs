@@ -42,21 +42,27 @@
 //! | `detail` | what broke the answer's body (256) |
 
 mod follow;
+mod ledger;
 mod line;
 mod queue;
 mod record;
 mod sink;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use self::ledger::{Finding, KeepConfig, LedgerConfig, PublicKey, Report, verify};
 pub use self::record::{OpenRecord, Record};
 pub use self::sink::AuditSink;
 
+use self::ledger::Pen;
 use self::queue::Queue;
 use self::sink::{AppendFile, Standard};
 use crate::metrics::Metrics;
@@ -72,9 +78,10 @@ const LARGEST_QUEUE: usize = 1_048_576;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AuditConfig {
-    /// Where records go: `stdout` (default), `stderr`, `{ file: PATH }`, or `none`, which must be
-    /// said. A file is appended to, and opened anew within a second when it was moved away. Its path
-    /// is relative to the working directory.
+    /// Where records go: `stdout` (default), `stderr`, `{ file: PATH }`, `{ ledger: … }`, or `none`,
+    /// which must be said. A file is appended to, and opened anew within a second when it was moved
+    /// away. Its path is relative to the working directory. A ledger is a folder of files in which
+    /// `portcullis audit verify` finds every change.
     pub sink: SinkConfig,
     /// How many records may be open or waiting, 16 to 1,048,576.
     pub queue: usize,
@@ -98,8 +105,7 @@ impl Default for AuditConfig {
 }
 
 /// Where records go.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(from = "SinkShape", into = "SinkShape")]
+#[derive(Debug, Clone, PartialEq, Eq, JsonSchema)]
 #[schemars(with = "SinkShape")]
 pub enum SinkConfig {
     /// Standard output.
@@ -110,20 +116,19 @@ pub enum SinkConfig {
     None,
     /// The end of a file.
     File(PathBuf),
+    /// A folder of chained and signed records.
+    Ledger(LedgerConfig),
 }
 
 /// How the sink is written: a word, or a mapping with one key.
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(
-    untagged,
-    expecting = "expected `stdout`, `stderr`, `none` or `{ file: PATH }`"
-)]
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
 enum SinkShape {
     Word(SinkWord),
-    File(FileShape),
+    Place(SinkPlace),
 }
 
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum SinkWord {
     Stdout,
@@ -131,10 +136,13 @@ enum SinkWord {
     None,
 }
 
-#[derive(Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct FileShape {
-    file: PathBuf,
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum SinkPlace {
+    /// A file that is appended to.
+    File(PathBuf),
+    /// A folder of chained and signed records.
+    Ledger(LedgerConfig),
 }
 
 impl From<SinkShape> for SinkConfig {
@@ -143,19 +151,50 @@ impl From<SinkShape> for SinkConfig {
             SinkShape::Word(SinkWord::Stdout) => Self::Stdout,
             SinkShape::Word(SinkWord::Stderr) => Self::Stderr,
             SinkShape::Word(SinkWord::None) => Self::None,
-            SinkShape::File(FileShape { file }) => Self::File(file),
+            SinkShape::Place(SinkPlace::File(file)) => Self::File(file),
+            SinkShape::Place(SinkPlace::Ledger(ledger)) => Self::Ledger(ledger),
         }
     }
 }
 
-impl From<SinkConfig> for SinkShape {
-    fn from(sink: SinkConfig) -> Self {
-        match sink {
-            SinkConfig::Stdout => Self::Word(SinkWord::Stdout),
-            SinkConfig::Stderr => Self::Word(SinkWord::Stderr),
-            SinkConfig::None => Self::Word(SinkWord::None),
-            SinkConfig::File(file) => Self::File(FileShape { file }),
+impl Serialize for SinkConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let shape = match self.clone() {
+            Self::Stdout => SinkShape::Word(SinkWord::Stdout),
+            Self::Stderr => SinkShape::Word(SinkWord::Stderr),
+            Self::None => SinkShape::Word(SinkWord::None),
+            Self::File(file) => SinkShape::Place(SinkPlace::File(file)),
+            Self::Ledger(ledger) => SinkShape::Place(SinkPlace::Ledger(ledger)),
+        };
+        shape.serialize(serializer)
+    }
+}
+
+/// Not `untagged`, which would not say what is wrong within a mapping.
+impl<'de> Deserialize<'de> for SinkConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordOrPlace;
+
+        impl<'de> Visitor<'de> for WordOrPlace {
+            type Value = SinkShape;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("`stdout`, `stderr`, `none`, `{ file: PATH }` or `{ ledger: … }`")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<SinkShape, E> {
+                SinkWord::deserialize(word.into_deserializer()).map(SinkShape::Word)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SinkShape, A::Error> {
+                let place = SinkPlace::deserialize(MapAccessDeserializer::new(&mut map))?;
+                if map.next_key::<de::IgnoredAny>()?.is_some() {
+                    return Err(de::Error::custom("there is one place for records, not two"));
+                }
+                Ok(SinkShape::Place(place))
+            }
         }
+        deserializer.deserialize_any(WordOrPlace).map(Self::from)
     }
 }
 
@@ -183,13 +222,26 @@ pub enum QueryMode {
 
 impl AuditConfig {
     /// Compiles the section; takes over `previous` (open file, queue) when nothing changed.
-    pub fn compile(self, previous: Option<&Arc<Audit>>, cx: &mut Compile) -> Option<Arc<Audit>> {
+    pub fn compile(
+        mut self,
+        previous: Option<&Arc<Audit>>,
+        cx: &mut Compile,
+    ) -> Option<Arc<Audit>> {
+        let before = cx.errors();
+        let key = match &mut self.sink {
+            SinkConfig::Ledger(ledger) => {
+                cx.at("sink", |cx| cx.at("ledger", |cx| ledger.check(cx)))
+            }
+            SinkConfig::Stdout | SinkConfig::Stderr | SinkConfig::None | SinkConfig::File(_) => {
+                None
+            }
+        };
         if let Some(previous) = previous
             && previous.config == self
+            && previous.key == key
         {
             return Some(Arc::clone(previous));
         }
-        let before = cx.errors();
         if !(LEAST_QUEUE..=LARGEST_QUEUE).contains(&self.queue) {
             cx.at("queue", |cx| {
                 cx.problem_help(
@@ -219,7 +271,11 @@ impl AuditConfig {
                 );
             });
         }
-        (cx.errors() == before).then(|| Arc::new(Audit::new(self, Arc::clone(&cx.metrics))))
+        (cx.errors() == before).then(|| {
+            let mut audit = Audit::new(self, Arc::clone(&cx.metrics));
+            audit.key = key;
+            Arc::new(audit)
+        })
     }
 }
 
@@ -227,9 +283,13 @@ impl AuditConfig {
 #[derive(Debug)]
 pub struct Audit {
     config: AuditConfig,
+    /// Thumbprint of the key that signs a ledger: the file may hold another one than before.
+    key: Option<String>,
     metrics: Arc<Metrics>,
     /// Begun by the first record, so that checking a configuration starts no thread.
     queue: OnceLock<Option<Queue>>,
+    /// The sink, when it is a ledger.
+    pen: OnceLock<Pen>,
 }
 
 impl Default for Audit {
@@ -247,8 +307,10 @@ impl Audit {
     fn new(config: AuditConfig, metrics: Arc<Metrics>) -> Self {
         Self {
             config,
+            key: None,
             metrics,
             queue: OnceLock::new(),
+            pen: OnceLock::new(),
         }
     }
 
@@ -264,8 +326,10 @@ impl Audit {
         let queue = Queue::begin(sink, config.queue, Arc::clone(&metrics))?;
         Ok(Self {
             config,
+            key: None,
             metrics,
             queue: OnceLock::from(Some(queue)),
+            pen: OnceLock::new(),
         })
     }
 
@@ -276,6 +340,13 @@ impl Audit {
                 SinkConfig::Stdout => Box::new(Standard::Output),
                 SinkConfig::Stderr => Box::new(Standard::Error),
                 SinkConfig::File(path) => Box::new(AppendFile::new(path.clone())),
+                SinkConfig::Ledger(ledger) => match self.pen(ledger) {
+                    Ok(pen) => Box::new(pen),
+                    Err(error) => {
+                        tracing::error!(%error, "no audit ledger");
+                        return None;
+                    }
+                },
             };
             Queue::begin(sink, self.config.queue, Arc::clone(&self.metrics))
                 .inspect_err(|error| tracing::error!(%error, "no thread for audit records"))
@@ -295,10 +366,24 @@ impl Audit {
             let text = format!("cannot append audit records to {}: {error}", path.display());
             return Err(std::io::Error::new(error.kind(), text));
         }
+        if let SinkConfig::Ledger(ledger) = &self.config.sink {
+            self.pen(ledger).map_err(|error| {
+                let text = format!("no audit ledger in {}: {error}", ledger.folder.display());
+                std::io::Error::new(error.kind(), text)
+            })?;
+        }
         if self.config.sink != SinkConfig::None && self.queue().is_none() {
             return Err(std::io::Error::other("no thread for audit records"));
         }
         Ok(())
+    }
+
+    fn pen(&self, config: &LedgerConfig) -> std::io::Result<Pen> {
+        if let Some(pen) = self.pen.get() {
+            return Ok(pen.clone());
+        }
+        let pen = Pen::new(config)?;
+        Ok(self.pen.get_or_init(|| pen).clone())
     }
 
     /// Whether the sink failed at the last try.
@@ -326,10 +411,12 @@ impl Audit {
     /// Waits until the sink has taken every record that is queued; `false` when `patience` ended
     /// first. Blocks: for the end of the program.
     pub fn close(&self, patience: Duration) -> bool {
-        self.queue
-            .get()
-            .and_then(Option::as_ref)
-            .is_none_or(|queue| queue.drain(patience))
+        let queue = self.queue.get().and_then(Option::as_ref);
+        let done = queue.is_none_or(|queue| queue.drain(patience));
+        if let Some(pen) = self.pen.get() {
+            pen.rest();
+        }
+        done
     }
 }
 

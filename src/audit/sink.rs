@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Readable by the owner and the group, for a log shipper.
-const FILE_MODE: u32 = 0o640;
+pub(super) const FILE_MODE: u32 = 0o640;
 
 /// Something that takes records. It runs on the writer's own thread and may block there.
 pub trait AuditSink: Send + 'static {

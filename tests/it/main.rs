@@ -34,6 +34,7 @@ mod headers;
 mod interop;
 mod keys;
 mod leases;
+mod ledger;
 mod limits;
 mod operations;
 mod parked;

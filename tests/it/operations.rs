@@ -4,8 +4,6 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -17,6 +15,7 @@ use crate::support::eventually;
 use crate::support::gateway::{Builder, World};
 use crate::support::issuer::Behaviour;
 use crate::support::pki::Authority;
+use crate::support::program::{Program, spawn};
 use crate::support::upstream::{Next, Upstream};
 
 #[test]
@@ -266,93 +265,6 @@ fn a_collector_that_is_not_there_costs_spans_and_no_request() {
         text.contains("portcullis_spans_dropped_total 20\n")
             .then_some(())
     });
-}
-
-/// The program itself, with its own process, signals and exit code.
-struct Program {
-    child: Child,
-    address: SocketAddr,
-    admin: SocketAddr,
-    builder: Builder,
-}
-
-fn spawn(folder: &Path, arguments: &[&str]) -> Child {
-    Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .args(arguments)
-        .current_dir(folder)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
-
-impl Program {
-    fn start(builder: Builder) -> Self {
-        let config = serde_json::to_string_pretty(&builder.document).unwrap();
-        builder.file("gateway.yaml", config);
-        let mut child = spawn(builder.folder.path(), &["run"]);
-        // Read for ever, so that the program never waits for us.
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        let mut lines = BufReader::new(child.stdout.take().unwrap())
-            .lines()
-            .map(Result::unwrap);
-        let mut listening = |name: &str| {
-            let line = lines.next().expect("the program ended");
-            let words: Vec<&str> = line.split_whitespace().collect();
-            assert_eq!(words[..2], ["listening", name], "{line}");
-            words[2].parse().unwrap()
-        };
-        let (address, admin) = (listening("local"), listening("admin"));
-        let running = lines.next().unwrap();
-        assert!(
-            running.contains("revision ") && running.contains(" worker"),
-            "{running}"
-        );
-        Self {
-            child,
-            address,
-            admin,
-            builder,
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let id = self.child.id().to_string();
-        assert!(
-            Command::new("kill")
-                .args([&format!("-{name}"), &id])
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-
-    fn end(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < deadline, "the program does not end");
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
-    }
-
-    fn admin(&self, path: &str) -> crate::support::client::Answer {
-        let host = self.admin.to_string();
-        Connection::plain(self.admin)
-            .send(request("GET", path, &[("host", &host)]))
-            .answer()
-            .unwrap()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

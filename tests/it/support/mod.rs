@@ -5,6 +5,7 @@ pub mod gateway;
 pub mod h2;
 pub mod issuer;
 pub mod pki;
+pub mod program;
 pub mod redis;
 pub mod tools;
 pub mod upstream;

@@ -186,3 +186,9 @@ pub fn client_config(
     config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
     Arc::new(config)
 }
+
+/// A new Ed25519 private key, PKCS#8 in PEM.
+pub fn ed25519_pem() -> String {
+    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    key.serialize_pem()
+}

@@ -111,7 +111,7 @@
 //!    - `leases::a_long_upload_is_refused_in_its_middle`
 //!    - `promises::a_stream_is_judged_again_when_the_policy_wants_to_be_asked`
 //!    - `authn::a_cached_token_still_expires`
-//!    - `feeds::what_one_replica_revokes_ends_open_streams_on_another`
+//!    - `replicas::what_one_replica_revokes_ends_open_streams_on_another`
 //!    - `certificates::a_certificate_revoked_after_its_connection_opened_serves_no_further_request`
 //!    - `certificates::open_streams_end_with_the_certificate_and_those_of_others_go_on`
 //! 9. Every outside wait has a deadline, every outside body a size, every map that a client can
@@ -127,7 +127,7 @@
 //!     - `revocation::each_kind_ends_a_token_that_was_just_let_in_and_no_other`
 //!     - `revocation::what_was_revoked_is_so_after_a_restart_and_what_was_lifted_is_not`
 //!     - `feeds::a_logout_token_ends_its_session_and_no_other`
-//!     - `feeds::what_one_replica_revokes_every_replica_refuses_within_a_second`
+//!     - `replicas::what_one_replica_revokes_every_replica_refuses_within_a_second`
 //!
 //! # As a library
 //!

@@ -42,6 +42,7 @@ mod path;
 mod policy;
 mod promises;
 mod reload;
+mod replicas;
 mod revocation;
 mod slow;
 mod smuggling;

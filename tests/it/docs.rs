@@ -93,7 +93,29 @@ fn schema_keys() -> BTreeMap<String, String> {
                 Some(inner) => visit(root, inner, &below, found),
                 None => {
                     let default = default_text(property, required.contains(key.as_str()));
+                    alternatives(root, inner, &below, found);
                     found.insert(path, default);
+                }
+            }
+        }
+    }
+    /// What is a word or a block with one key: the keys in that.
+    fn alternatives(
+        root: &Value,
+        schema: &Value,
+        path: &str,
+        found: &mut BTreeMap<String, String>,
+    ) {
+        let schema = definition(root, schema).unwrap_or(schema);
+        for kind in ["anyOf", "oneOf"] {
+            for choice in schema[kind].as_array().into_iter().flatten() {
+                alternatives(root, choice, path, found);
+                for (key, property) in choice["properties"].as_object().into_iter().flatten() {
+                    if let Some(block) = definition(root, property)
+                        && block["properties"].is_object()
+                    {
+                        visit(root, block, &format!("{path}.{key}"), found);
+                    }
                 }
             }
         }

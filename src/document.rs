@@ -250,6 +250,33 @@ pub fn text(value: &Value) -> Option<&Arc<str>> {
     }
 }
 
+/// Both objects in one; `Err` with the path, innermost member first, of a value that both have.
+///
+/// # Errors
+/// That path.
+pub fn merge(into: &Value, from: &Value) -> Result<Value, Vec<String>> {
+    let (Some(left), Some(right)) = (members(into), members(from)) else {
+        return Err(Vec::new());
+    };
+    // The usual case, for which nothing is copied.
+    if left.is_empty() {
+        return Ok(from.clone());
+    }
+    let mut merged: BTreeMap<Value, Value> =
+        left.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    for (key, value) in right.iter() {
+        let both = match merged.get(key) {
+            None => value.clone(),
+            Some(present) => merge(present, value).map_err(|mut path| {
+                path.push(text(key).map(ToString::to_string).unwrap_or_default());
+                path
+            })?,
+        };
+        merged.insert(key.clone(), both);
+    }
+    Ok(Value::from(merged))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use reqwest::header::{
     ACCEPT, AGE, AUTHORIZATION, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES,
-    HeaderMap, HeaderValue, IF_NONE_MATCH,
+    HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH,
 };
 use reqwest::{RequestBuilder, Url};
 
@@ -97,6 +97,23 @@ pub struct Document {
     pub lifetime: Option<Duration>,
     /// What to ask by whether it has changed.
     pub etag: Option<String>,
+    /// Its type, without parameters, in lower case.
+    pub content_type: Option<String>,
+}
+
+/// A question that is more than a GET of a URL.
+#[derive(Debug)]
+pub struct Ask<'a> {
+    /// The types that are taken.
+    pub accept: &'static str,
+    /// The entity tag of what is there already.
+    pub etag: Option<&'a str>,
+    /// `Prefer` (RFC 7240).
+    pub prefer: Option<&'a str>,
+    /// Further headers.
+    pub headers: &'a [(HeaderName, HeaderValue)],
+    /// Longest time for all of it, instead of the client's.
+    pub total: Duration,
 }
 
 /// Longest entity tag that is sent back.
@@ -254,6 +271,30 @@ impl Fetcher {
         }
     }
 
+    /// Fetches one document, as [`Ask`] says; `None` when it is still the one with that entity tag.
+    /// Dropping the future ends the fetch.
+    ///
+    /// # Errors
+    /// As [`Fetcher::get`]; a server that says "not modified" without being asked gave an error.
+    pub async fn ask(&self, target: &Target, ask: Ask<'_>) -> Result<Option<Document>, FetchError> {
+        let mut request = self.client.get(target.0.clone()).header(ACCEPT, ask.accept);
+        if let Some(etag) = ask.etag {
+            request = request.header(IF_NONE_MATCH, etag);
+        }
+        if let Some(prefer) = ask.prefer {
+            request = request.header("prefer", prefer);
+        }
+        for (name, value) in ask.headers {
+            request = request.header(name, value);
+        }
+        let read = tokio::time::timeout(ask.total, self.read(request)).await;
+        match read.unwrap_or(Err(FetchError::Timeout(ask.total))) {
+            Ok(document) => Ok(Some(document)),
+            Err(FetchError::Status(304)) if ask.etag.is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn read_in_time(&self, request: RequestBuilder) -> Result<Document, FetchError> {
         // One deadline over everything: per-read timeouts let a server drip for ever.
         tokio::time::timeout(self.total, self.read(request))
@@ -291,6 +332,11 @@ impl Fetcher {
             .and_then(|etag| etag.to_str().ok())
             .filter(|etag| etag.len() <= MAX_ETAG)
             .map(ToOwned::to_owned);
+        let content_type = response
+            .headers()
+            .get(CONTENT_TYPE)
+            .and_then(|kind| kind.to_str().ok()?.split(';').next())
+            .map(|kind| kind.trim().to_ascii_lowercase());
         let mut body = Vec::with_capacity(announced);
         while let Some(chunk) = response
             .chunk()
@@ -306,6 +352,7 @@ impl Fetcher {
             body,
             lifetime,
             etag,
+            content_type,
         })
     }
 }

@@ -30,7 +30,7 @@ use crate::metrics::Metrics;
 pub const MAX_PROBLEMS: usize = 1_000;
 
 /// One mistake in the configuration, or in a file it names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// How bad it is: an error keeps the file from loading, a warning does not.
     pub severity: Severity,
@@ -49,6 +49,20 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Where it is and what is wrong, on one line.
+    pub fn brief(&self) -> String {
+        let mut text = self.file.display().to_string();
+        for number in [self.line, self.line.and(self.column)]
+            .into_iter()
+            .flatten()
+        {
+            text.push_str(&format!(":{number}"));
+        }
+        text.push_str(": ");
+        text.push_str(&self.message);
+        text
+    }
+
     /// Writes it to the program's own log.
     pub fn log(&self) {
         let (file, line, column) = (self.file.display(), self.line, self.column);
@@ -65,7 +79,7 @@ impl Problem {
 }
 
 /// How bad a [`Problem`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// The configuration does not load.
@@ -146,6 +160,22 @@ impl Compile {
     /// their line and column from it.
     pub fn with_positions(self, document: Arc<Placed>) -> Self {
         Self { document, ..self }
+    }
+
+    /// A context of the same place that finds problems of its own.
+    pub fn apart(&self) -> Self {
+        Self {
+            metrics: Arc::clone(&self.metrics),
+            epoch: Arc::clone(&self.epoch),
+            file: self.file.clone(),
+            base: self.base.clone(),
+            breadcrumb: self.breadcrumb.clone(),
+            problems: Vec::new(),
+            errors: 0,
+            warnings: 0,
+            watched: BTreeMap::new(),
+            document: Arc::clone(&self.document),
+        }
     }
 
     /// Line and column of a part of the document, or of the nearest part around it.

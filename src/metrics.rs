@@ -9,12 +9,12 @@
 mod tally;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::LocalKey;
 use std::time::{Duration, SystemTime};
 
@@ -112,6 +112,7 @@ pub struct Metrics {
     decisions: Family<Two, Count>,
     decision_cache: Family<Two, Count>,
     budget_overruns: Family<One, Count>,
+    rules: Arc<RuleFamilies>,
     decision_durations: Family<One, Times, Buckets>,
     limited: Family<One, Count>,
     limit_keys: Family<One, Gauge>,
@@ -132,6 +133,12 @@ pub struct Metrics {
     reloads: Family<One, Count>,
     reloaded_at: Gauge,
     revision: Family<One, Gauge>,
+    bundle_activations: Family<One, Counter>,
+    bundle_failures: Family<Two, Counter>,
+    bundle_success: Family<One, Gauge>,
+    bundle_revision: Family<Two, Gauge>,
+    /// What stands in the family above, to take it out again.
+    bundle_revisions: Mutex<BTreeMap<String, String>>,
 }
 
 /// The handles of one route.
@@ -152,6 +159,17 @@ pub struct RouteCounts {
     made: OnceLock<RouteMetrics>,
 }
 
+impl RouteCounts {
+    /// Handles of the same series.
+    pub fn again(&self) -> Self {
+        Self {
+            metrics: Arc::clone(&self.metrics),
+            name: Arc::clone(&self.name),
+            made: OnceLock::new(),
+        }
+    }
+}
+
 /// The handles of one upstream.
 #[derive(Debug)]
 pub struct UpstreamMetrics {
@@ -166,6 +184,20 @@ pub struct PolicyMetrics {
     cache: Words,
     durations: Series<Times, Buckets>,
     overruns: Series<Count>,
+    name: String,
+    rules: Arc<RuleFamilies>,
+}
+
+/// Most series of rules, over all policies and revisions; further rules are counted as `other`.
+const MAX_RULE_SERIES: usize = 2_000;
+
+/// What the rules of policies cost.
+#[derive(Debug, Default)]
+struct RuleFamilies {
+    known: Mutex<HashSet<(String, String)>>,
+    evaluations: Family<Two, Counter>,
+    seconds: Family<Two, Counter<f64, AtomicU64>>,
+    overruns: Family<Two, Counter>,
 }
 
 /// What came of looking a decision up among those made before.
@@ -357,6 +389,7 @@ impl Default for Metrics {
             decisions: Family::default(),
             decision_cache: Family::default(),
             budget_overruns: Family::default(),
+            rules: Arc::default(),
             decision_durations,
             limited: Family::default(),
             limit_keys: Family::default(),
@@ -377,6 +410,11 @@ impl Default for Metrics {
             reloads: Family::default(),
             reloaded_at: Gauge::default(),
             revision: Family::default(),
+            bundle_activations: Family::default(),
+            bundle_failures: Family::default(),
+            bundle_success: Family::default(),
+            bundle_revision: Family::default(),
+            bundle_revisions: Mutex::default(),
         };
         metrics.register();
         metrics
@@ -424,6 +462,9 @@ impl Metrics {
         r.register("decisions", "Decisions, by policy and outcome", self.decisions.clone());
         r.register("decision_cache", "Look-ups of remembered decisions, by policy and outcome", self.decision_cache.clone());
         r.register("policy_budget_overruns", "Decisions that used up their budget, by policy", self.budget_overruns.clone());
+        r.register("policy_rule_evaluations", "Evaluations of a policy's rules in the decisions that were watched, one in 64 of those evaluated, by policy and rule", self.rules.evaluations.clone());
+        r.register_with_unit("policy_rule_duration", "Time of a policy's rules, without those that they call, in the decisions that were watched, one in 64 of those evaluated, by policy and rule", Unit::Seconds, self.rules.seconds.clone());
+        r.register("policy_rule_budget_overruns", "Decisions that used up their budget while this rule ran, among those that were watched, one in 64 of those evaluated, by policy and rule", self.rules.overruns.clone());
         r.register_with_unit("decision_duration", "Time of a decision, by policy", Unit::Seconds, self.decision_durations.clone());
         r.register("limited", "Requests turned away, by limit", self.limited.clone());
         r.register("limit_keys", "Keys remembered, by limit", self.limit_keys.clone());
@@ -444,6 +485,10 @@ impl Metrics {
         r.register("config_reloads", "Reloads of the configuration, by outcome", self.reloads.clone());
         r.register_with_unit("config_last_success_timestamp", "When the configuration in force was loaded, since 1970", Unit::Seconds, self.reloaded_at.clone());
         r.register("config_revision", "The configuration in force, as a label", self.revision.clone());
+        r.register("bundle_activations", "Bundles that came in force, by bundle", self.bundle_activations.clone());
+        r.register("bundle_failures", "Bundles that were not taken, by bundle and reason: fetch, disk, archive, too_large, signature, manifest, content, unsupported, rollback, policy", self.bundle_failures.clone());
+        r.register_with_unit("bundle_last_success_timestamp", "When the bundle in force was last known to be the newest, since 1970, by bundle", Unit::Seconds, self.bundle_success.clone());
+        r.register("bundle_revision", "The bundle in force, by bundle and with its revision as a label", self.bundle_revision.clone());
         self.process.register_collector(Box::new(Process { started: clock::unix_seconds(clock::now()) }));
     }
 
@@ -498,6 +543,8 @@ impl Metrics {
             cache: Words::new(&self.decision_cache, label, "outcome"),
             durations: Series::new(self.decision_durations.clone(), one("policy", name)),
             overruns: Series::new(self.budget_overruns.clone(), one("policy", name)),
+            name: name.to_owned(),
+            rules: Arc::clone(&self.rules),
         }
     }
 
@@ -834,6 +881,52 @@ impl Metrics {
         self.reloaded_at.set(seconds_now());
     }
 
+    /// A bundle came in force.
+    pub fn bundle_activated(&self, bundle: &str) {
+        self.bundle_activations
+            .get_or_create(&one("bundle", bundle))
+            .inc();
+    }
+
+    /// A bundle was not taken; a fixed word for why.
+    pub fn bundle_failure(&self, bundle: &str, reason: &'static str) {
+        self.bundle_failures
+            .get_or_create(&two(("bundle", bundle), ("reason", reason)))
+            .inc();
+    }
+
+    /// The bundle in force was known to be the newest at this time.
+    pub fn bundle_success(&self, bundle: &str, at: SystemTime) {
+        let at = i64::try_from(clock::unix_seconds(at)).unwrap_or(i64::MAX);
+        self.bundle_success
+            .get_or_create(&one("bundle", bundle))
+            .set(at);
+    }
+
+    /// This revision of a bundle is in force from now on, or none. The one before disappears, so that
+    /// bundles do not grow the number of series.
+    pub fn bundle_in_force(&self, bundle: &str, revision: Option<&str>) {
+        // A publisher may call it anything; a label has no quotes to leave.
+        let revision = revision.map(|revision| revision.replace(['"', '\\'], "_"));
+        let mut known = self
+            .bundle_revisions
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = match &revision {
+            Some(revision) => known.insert(bundle.to_owned(), revision.clone()),
+            None => known.remove(bundle),
+        };
+        if let Some(before) = before {
+            self.bundle_revision
+                .remove(&two(("bundle", bundle), ("revision", &before)));
+        }
+        if let Some(revision) = revision {
+            self.bundle_revision
+                .get_or_create(&two(("bundle", bundle), ("revision", &revision)))
+                .set(1);
+        }
+    }
+
     /// How many client connections are open.
     pub fn open_connections(&self, listener: &str) -> i64 {
         self.connections
@@ -919,6 +1012,37 @@ impl PolicyMetrics {
             Lookup::Miss => "miss",
             Lookup::Bypass => "bypass",
         });
+    }
+
+    /// A decision was watched: what one rule, named by the policy, cost in it.
+    pub fn rule(&self, rule: &str, evaluations: u64, time: Duration, overrun: bool) {
+        let mut known = self
+            .rules
+            .known
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let key = (self.name.clone(), rule.to_owned());
+        let rule = if known.contains(&key) {
+            rule
+        } else if known.len() < MAX_RULE_SERIES {
+            known.insert(key);
+            rule
+        } else {
+            "other"
+        };
+        drop(known);
+        let labels = two(("policy", &self.name), ("rule", rule));
+        self.rules
+            .evaluations
+            .get_or_create(&labels)
+            .inc_by(evaluations);
+        self.rules
+            .seconds
+            .get_or_create(&labels)
+            .inc_by(time.as_secs_f64());
+        if overrun {
+            self.rules.overruns.get_or_create(&labels).inc();
+        }
     }
 
     /// A decision used up its budget.

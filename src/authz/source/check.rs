@@ -13,9 +13,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use regorus::Value;
 use regorus::unstable::{
-    AssignOp, BUILTINS, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead,
+    AssignOp, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead,
 };
 
+use crate::authz::rego::host;
 use crate::authz::source::graph::{Graph, Node};
 use crate::authz::source::hazard;
 use crate::authz::source::remark::Remark;
@@ -474,20 +475,20 @@ impl Walk {
             return;
         }
         let name = path.join(".");
-        let builtin = BUILTINS.get(name.as_str());
+        let builtin = host::arity(&name);
         let known = builtin.is_some() || name == "print";
         if !is_test_file(&self.file)
-            && let Err((message, help)) = hazard::judge(&name, params)
+            && let Err((message, help)) = hazard::judge(&name)
         {
             self.remark(at, message, help);
         } else if !known {
             self.remark(
                 at,
                 format!("there is no function `{name}`"),
-                "functions are those of OPA without crypto.*, io.jwt.* and whatever reaches outside",
+                "functions are those of OPA that reach nothing outside of the decision; the README lists the few that are missing",
             );
-        } else if let Some((_, arity)) = builtin {
-            self.arguments(&name, at, Some(usize::from(*arity)), params.len());
+        } else if let Some(arity) = builtin {
+            self.arguments(&name, at, Some(usize::from(arity)), params.len());
         }
         let node = self.builtin(&name);
         self.edge(node, at);

@@ -5,6 +5,8 @@
 //! level: fourteen levels take seconds, eighteen minutes. Whoever can save a policy file could hang
 //! `check` and reload, so the cost is counted on the tokens before the parser sees them.
 
+use std::num::NonZeroU32;
+
 use regorus::unstable::{Lexer, Source, TokenKind};
 
 /// Longest file, bytes.
@@ -12,7 +14,7 @@ pub(in crate::authz) const MAX_FILE_BYTES: usize = 1024 * 1024;
 /// Most lines of a file.
 pub(in crate::authz) const MAX_LINES: usize = 20_000;
 /// Longest line, columns.
-pub(in crate::authz) const MAX_COLUMNS: usize = 1024;
+pub(in crate::authz) const MAX_COLUMNS: usize = 16_384;
 /// Deepest nesting of `[`, `{` and `(` together.
 pub(in crate::authz) const MAX_NESTING: usize = 16;
 /// Deepest chain of literals that each stand first in the one around them.
@@ -78,6 +80,7 @@ fn nesting(text: &str) -> Result<(), Finding> {
         return Ok(());
     };
     let mut lexer = Lexer::new(&source);
+    lexer.set_max_col(NonZeroU32::MAX);
     let mut open: Vec<Open> = Vec::new();
     let mut cost: u64 = 0;
     while let Ok(token) = lexer.next_token() {

@@ -4,8 +4,10 @@
 //! object that is merged at the path of its folder, whatever the file is called, so that
 //! `policies/orders/data.json` and `policies/orders/limits.yaml` both fill `data.orders`. A file
 //! that is named itself fills `data`. Unlike OPA no value may be given twice.
+//!
+//! What lies in a folder called [`CASES`] are questions to the policy with the answers that they
+//! should get: no data. Modules in it are modules.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -22,6 +24,9 @@ pub(in crate::authz) const MAX_FILES: usize = 1_000;
 pub(in crate::authz) const MAX_FOLDERS: usize = 16;
 /// Most bytes of all files of a policy together.
 pub(in crate::authz) const MAX_BYTES: u64 = 32 * 1024 * 1024;
+
+/// A folder of table cases, whose documents are no data.
+pub(in crate::authz) const CASES: &str = "cases";
 
 /// Everything a policy is made of.
 #[derive(Debug)]
@@ -43,8 +48,21 @@ struct Found {
     folders: Vec<String>,
 }
 
-/// Reads all files. Problems are reported; `None` when there was one.
+/// Reads all files, which hold a module at least. Problems are reported; `None` when there was one.
 pub(in crate::authz) fn load(paths: &[PathBuf], cx: &mut Compile) -> Option<Loaded> {
+    let loaded = read(paths, cx)?;
+    if loaded.modules.is_empty() {
+        cx.problem_help(
+            "the policy has no modules",
+            "name files that end in `.rego`, or folders that hold some",
+        );
+        return None;
+    }
+    Some(loaded)
+}
+
+/// As [`load`], where modules may come from elsewhere.
+pub(in crate::authz) fn read(paths: &[PathBuf], cx: &mut Compile) -> Option<Loaded> {
     let before = cx.errors();
     let mut found: Vec<Found> = Vec::new();
     for (index, path) in paths.iter().enumerate() {
@@ -103,12 +121,6 @@ pub(in crate::authz) fn load(paths: &[PathBuf], cx: &mut Compile) -> Option<Load
         loaded.files.push(file.resolved);
         loaded.contents.push((file.named, bytes));
     }
-    if cx.errors() == before && loaded.modules.is_empty() {
-        cx.problem_help(
-            "the policy has no modules",
-            "name files that end in `.rego`, or folders that hold some",
-        );
-    }
     (cx.errors() == before).then_some(loaded)
 }
 
@@ -125,6 +137,9 @@ fn find(path: &Path, folders: &[String], depth: usize, found: &mut Vec<Found>, c
         }
     };
     if !kind.is_dir() {
+        if extension(&resolved) != "rego" && folders.iter().any(|folder| folder == CASES) {
+            return;
+        }
         if is_ours(&resolved) {
             found.push(Found {
                 named: path.to_path_buf(),
@@ -262,7 +277,7 @@ fn data(
         .iter()
         .rev()
         .fold(value, |value, folder| object([(folder.as_str(), value)]));
-    match merge(data, &rooted) {
+    match document::merge(data, &rooted) {
         Ok(merged) => {
             *data = merged;
             documents.push((file.resolved.clone(), rooted));
@@ -288,30 +303,6 @@ fn data(
             );
         }
     }
-}
-
-/// Both objects in one; `Err` with the path, innermost member first, of a value that both have.
-fn merge(into: &Value, from: &Value) -> Result<Value, Vec<String>> {
-    let (Ok(left), Ok(right)) = (into.as_object(), from.as_object()) else {
-        return Err(Vec::new());
-    };
-    let mut members: BTreeMap<Value, Value> =
-        left.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-    for (key, value) in right.iter() {
-        let merged = match members.get(key) {
-            None => value.clone(),
-            Some(present) => merge(present, value).map_err(|mut path| {
-                path.push(
-                    document::text(key)
-                        .map(ToString::to_string)
-                        .unwrap_or_default(),
-                );
-                path
-            })?,
-        };
-        members.insert(key.clone(), merged);
-    }
-    Ok(Value::from(members))
 }
 
 #[cfg(test)]
@@ -363,6 +354,21 @@ mod tests {
                 .any(|p| p.ends_with("policies/orders/data.yaml"))
         );
         assert!(watched.iter().any(|p| p.ends_with("policies")));
+    }
+
+    #[test]
+    fn table_cases_are_no_data_and_modules_beside_them_are_modules() {
+        let (_folder, mut cx) = files(&[
+            ("policies/p.rego", "package p"),
+            ("policies/cases/reads.yaml", "- name: a list is no data\n"),
+            ("policies/orders/cases/deep/more.json", "[1]"),
+            ("policies/orders/cases/deny.rego", "package q"),
+            ("policies/cases.yaml", "kept: 1\n"),
+        ]);
+        let loaded = load(&["policies".into()], &mut cx).unwrap();
+        assert_eq!(loaded.data, document::from_json(br#"{"kept":1}"#).unwrap());
+        assert_eq!(loaded.modules.len(), 2);
+        assert_eq!(loaded.files.len(), 3);
     }
 
     #[test]

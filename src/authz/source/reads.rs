@@ -6,15 +6,19 @@
 //! an import of its package gives it, and every rule of that name, though it may be a variable. All
 //! rules on the way to a path of `data` and below it count as read. What is not a pure function of
 //! its arguments, or not known to be, is reported as [`Impure`].
+//! The time is read like anything else, unless [`times`] can tell how the decision depends on it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use regorus::Value;
-use regorus::unstable::{BUILTINS, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleHead};
+use regorus::unstable::{Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleHead};
 
 use crate::authz::input::Wanted;
+use crate::authz::published::InputDocument;
+use crate::authz::rego::host::{self, Purity};
 use crate::authz::source::syntax::{Part, chain, head, head_assign, place};
+use crate::authz::source::times::{self, Meanings, Names, Timing};
 
 /// Builtins whose answer depends on their arguments alone. Others are not cached; a test holds the
 /// list against the engine's.
@@ -163,12 +167,43 @@ pub(in crate::authz) struct Reads {
     /// Paths below `input`, each with all that lies below it, and the first place that reads it.
     pub(in crate::authz) paths: BTreeMap<Vec<Step>, Place>,
     pub(in crate::authz) impure: Option<Impure>,
+    /// How it depends on the time, where that is not among the paths.
+    pub(in crate::authz) timing: Timing,
 }
 
 impl Reads {
     /// What of the input document must be there.
+    pub(in crate::authz) fn wanted_with(&self, bodies: bool) -> Wanted {
+        let mut paths: Vec<Vec<Step>> = self.paths.keys().cloned().collect();
+        if self.timing.read {
+            let below = times::TIME.into_iter().skip(1);
+            paths.push(below.map(|name| Step::Name(name.to_owned())).collect());
+        }
+        Wanted::by(&paths, bodies)
+    }
+
+    /// [`Reads::wanted_with`], without bodies.
+    #[cfg(test)]
     pub(in crate::authz) fn wanted(&self) -> Wanted {
-        Wanted::by(&self.paths.keys().cloned().collect::<Vec<_>>())
+        self.wanted_with(false)
+    }
+
+    /// The first place that reads one of these members of the input, which hold the body. Whoever
+    /// reads the whole of the input does not mean it.
+    pub(in crate::authz) fn of_body(&self, document: InputDocument) -> Option<(String, &Place)> {
+        let named = |path: &[Step], member: &[&str]| {
+            let names = path.iter().map(|step| match step {
+                Step::Name(name) => Some(name.as_str()),
+                Step::Index(_) => None,
+            });
+            path.len() >= member.len() && names.zip(member).all(|(name, m)| name == Some(*m))
+        };
+        let mut found = self.paths.iter().filter_map(|(path, place)| {
+            let mut members = document.bodies().iter();
+            let member = members.find(|member| named(path, member))?;
+            Some((member.join("."), place))
+        });
+        found.next()
     }
 }
 
@@ -191,6 +226,8 @@ pub(in crate::authz) fn of(modules: &[Ref<Module>], entrypoint: &str) -> Reads {
         package: Vec::new(),
         file: String::new(),
         found: Reads::default(),
+        names: Names::of(modules),
+        accounted: BTreeSet::new(),
     };
     for (index, module) in modules.iter().enumerate() {
         walk.declare(index, module);
@@ -231,6 +268,9 @@ struct Walk {
     package: Vec<String>,
     file: String,
     found: Reads,
+    names: Names,
+    /// Expressions that stand for the time and are accounted for.
+    accounted: BTreeSet<usize>,
 }
 
 impl Walk {
@@ -281,6 +321,11 @@ impl Walk {
     }
 
     fn rule(&mut self, rule: &Rule) {
+        let mut timing = std::mem::take(&mut self.found.timing);
+        let mut accounted = std::mem::take(&mut self.accounted);
+        self.names.examine(rule, self, &mut timing, &mut accounted);
+        self.found.timing = timing;
+        self.accounted = accounted;
         self.head(head(rule));
         match rule {
             Rule::Default { args, value, .. } => {
@@ -406,6 +451,9 @@ impl Walk {
     }
 
     fn call(&mut self, fcn: &Expr) {
+        if self.accounted.contains(&times::address(fcn)) {
+            return;
+        }
         let Some(names) = chain(fcn).prefix() else {
             return self.impure(fcn, "a call of what is no name".to_owned());
         };
@@ -414,13 +462,16 @@ impl Walk {
             .iter()
             .any(|path| self.rules.contains_key(path));
         let name = names.join(".");
-        if !ours && !PURE.contains(&name.as_str()) {
+        if !ours && !is_pure(&name) {
             self.impure(fcn, format!("`{name}`"));
         }
         self.reference(fcn);
     }
 
     fn reference(&mut self, expr: &Expr) {
+        if self.accounted.contains(&times::address(expr)) {
+            return;
+        }
         let chain = chain(expr);
         for part in &chain.parts {
             if let Part::Dynamic(index) = part {
@@ -431,7 +482,7 @@ impl Walk {
             return self.expr(chain.base);
         };
         let name = names.join(".");
-        if BUILTINS.contains_key(name.as_str()) && !PURE.contains(&name.as_str()) {
+        if host::arity(&name).is_some() && !is_pure(&name) {
             self.impure(expr, format!("`{name}`"));
         }
         for path in self.meanings(&names) {
@@ -452,7 +503,9 @@ impl Walk {
             }
         }
     }
+}
 
+impl Meanings for Walk {
     /// Every path that a name with further names behind it may stand for.
     fn meanings(&self, names: &[String]) -> Vec<Vec<String>> {
         let Some((root, rest)) = names.split_first() else {
@@ -474,6 +527,14 @@ impl Walk {
                 path
             })
             .collect()
+    }
+}
+
+/// Whether a builtin's answer depends on its arguments alone.
+fn is_pure(name: &str) -> bool {
+    match host::find(name) {
+        Some(host) => host.purity == Purity::Pure,
+        None => PURE.contains(&name),
     }
 }
 

@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 
 use regorus::Value;
-use regorus::unstable::{BUILTINS, Expr, Rule, RuleAssign, RuleHead, Span};
+use regorus::unstable::{Expr, Rule, RuleAssign, RuleHead, Span};
 
+use crate::authz::rego::host;
 use crate::authz::source::hazard;
 
 /// A reference cut into its parts: `data.a["b"][x].c` is `data`, `a`, `b`, dynamic, `c`.
@@ -108,7 +109,7 @@ pub(in crate::authz) fn head_assign(head: &RuleHead) -> Option<&RuleAssign> {
 /// The builtin that an expression names.
 pub(in crate::authz) fn builtin_name(expr: &Expr) -> Option<String> {
     let name = chain(expr).prefix()?.join(".");
-    BUILTINS.contains_key(name.as_str()).then_some(name)
+    host::arity(&name).is_some().then_some(name)
 }
 
 /// The value of an expression that is made of literals alone.

@@ -1,0 +1,1271 @@
+//! A module's text made into one that the engine answers as OPA does.
+//!
+//! OPA's compiler takes a statement apart before it is evaluated; regorus evaluates it as it stands.
+//! Under a `not` that is another answer: OPA asks for the references in the arguments of a negated
+//! call, `in` or comparison first, so that `not input.user in data.blocked` fails without a user,
+//! where regorus makes a yes of what is undefined. So what OPA's compiler does is done here, on the
+//! text, at the places that the engine's own parser gives:
+//!
+//! - what OPA evaluates in front of a `not` is given a name in front of it;
+//! - `in` as a value becomes a call, which is undefined where a part of it is;
+//! - what a loop goes through is made a collection where it is none;
+//! - template strings, which the engine does not know, become calls;
+//! - `f(x, y)` where `f` takes one argument becomes `y = f(x)` for functions that the engine lacks;
+//! - `print(…)` is left out where nobody reads it.
+//!
+//! No line is added or lost. Every place in the new text leads back to the author's.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "the syntax tree is searched for a few forms; all others are treated alike"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::ops::Range;
+
+use regorus::unstable::{
+    ArithOp, AssignOp, BUILTINS, BinOp, BoolOp, Expr, Lexer, Literal, LiteralStmt, Module, Query,
+    Ref, Rule, RuleHead, Source, TokenKind,
+};
+
+use crate::authz::published::InputDocument;
+use crate::authz::rego::host;
+use crate::authz::source::syntax::{chain, place};
+
+/// What a reference is compared with to fail where it is undefined; nothing in JSON is a set.
+const NOTHING: &str = "{{\"portcullis: nothing\"}}";
+/// A builtin of the engine that no policy of OPA knows: both of its halves can call it.
+pub(in crate::authz) const EACH: &str = "__builtin_sets.union";
+/// Deepest nesting of template strings.
+pub(in crate::authz) const MAX_TEMPLATES: usize = 8;
+
+/// A part of a new text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Piece {
+    /// Of the old text.
+    Copy(Range<usize>),
+    /// New, at the place of this byte of the old text.
+    Text(String, usize),
+}
+
+/// What stands in the place of a part of the old text.
+#[derive(Debug, Clone)]
+struct Edit {
+    range: Range<usize>,
+    pieces: Vec<Piece>,
+}
+
+/// Where every part of a text came from.
+#[derive(Debug, Clone)]
+struct Origin {
+    /// Begin in the new text, begin in the old one, whether it was copied.
+    parts: Vec<(usize, usize, bool)>,
+    new: Lines,
+    old: Lines,
+}
+
+/// The bytes at which lines begin, and the text.
+#[derive(Debug, Clone)]
+struct Lines {
+    begins: Vec<usize>,
+    text: String,
+}
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        let mut begins = vec![0];
+        begins.extend(text.match_indices('\n').map(|(at, _)| at + 1));
+        Self {
+            begins,
+            text: text.to_owned(),
+        }
+    }
+
+    fn offset(&self, (line, column): (usize, usize)) -> usize {
+        let end = self.text.len();
+        let begin = self
+            .begins
+            .get(line.saturating_sub(1))
+            .copied()
+            .unwrap_or(end);
+        let rest = self.text.get(begin..).unwrap_or("");
+        let within = rest.char_indices().nth(column.saturating_sub(1));
+        within.map_or(end, |(at, _)| begin + at)
+    }
+
+    fn place(&self, offset: usize) -> (usize, usize) {
+        let line = self.begins.partition_point(|begin| *begin <= offset);
+        let begin = self
+            .begins
+            .get(line.saturating_sub(1))
+            .copied()
+            .unwrap_or(0);
+        let before = self.text.get(begin..offset).unwrap_or("");
+        (line, before.chars().count() + 1)
+    }
+}
+
+impl Origin {
+    fn place(&self, at: (usize, usize)) -> (usize, usize) {
+        let offset = self.new.offset(at);
+        let part = self.parts.partition_point(|(new, ..)| *new <= offset);
+        match part.checked_sub(1).and_then(|part| self.parts.get(part)) {
+            Some((new, old, true)) => self.old.place(old + (offset - new)),
+            Some((_, old, false)) => self.old.place(*old),
+            None => at,
+        }
+    }
+}
+
+/// Leads from places in a rewritten module back to the author's.
+#[derive(Debug, Clone, Default)]
+pub(in crate::authz) struct Map {
+    /// The last rewriting first.
+    origins: Vec<Origin>,
+}
+
+impl Map {
+    pub(in crate::authz) fn is_empty(&self) -> bool {
+        self.origins.is_empty()
+    }
+
+    /// The author's line and column.
+    pub(in crate::authz) fn place(&self, at: (usize, usize)) -> (usize, usize) {
+        self.origins.iter().fold(at, |at, origin| origin.place(at))
+    }
+
+    /// After one rewriting another.
+    fn then(mut self, pieces: Vec<Piece>, old: &str) -> (Self, String) {
+        let mut new = String::new();
+        let mut parts = Vec::with_capacity(pieces.len());
+        for piece in pieces {
+            match piece {
+                Piece::Copy(range) => {
+                    parts.push((new.len(), range.start, true));
+                    new.push_str(old.get(range).unwrap_or(""));
+                }
+                Piece::Text(text, at) => {
+                    parts.push((new.len(), at, false));
+                    new.push_str(&text);
+                }
+            }
+        }
+        let origin = Origin {
+            parts,
+            new: Lines::of(&new),
+            old: Lines::of(old),
+        };
+        self.origins.insert(0, origin);
+        (self, new)
+    }
+}
+
+/// The text with these edits; of those that overlap the first counts.
+fn splice(range: Range<usize>, mut edits: Vec<Edit>) -> Vec<Piece> {
+    edits.sort_by_key(|edit| (edit.range.start, edit.range.end));
+    let mut pieces = Vec::new();
+    let mut at = range.start;
+    for edit in edits {
+        if edit.range.start < at || edit.range.end > range.end {
+            continue;
+        }
+        if at < edit.range.start {
+            pieces.push(Piece::Copy(at..edit.range.start));
+        }
+        pieces.extend(edit.pieces);
+        at = edit.range.end;
+    }
+    if at < range.end {
+        pieces.push(Piece::Copy(at..range.end));
+    }
+    pieces
+}
+
+/// Template strings made into calls; `Err` with the place of one that does not end.
+pub(in crate::authz) fn templates(text: &str) -> Result<(Map, String), (usize, usize)> {
+    let mut names = 0;
+    let edits = template_edits(text, 0..text.len(), 0, &mut names)
+        .map_err(|at| Lines::of(text).place(at))?;
+    if edits.is_empty() {
+        return Ok((Map::default(), text.to_owned()));
+    }
+    Ok(Map::default().then(splice(0..text.len(), edits), text))
+}
+
+fn template_edits(
+    text: &str,
+    range: Range<usize>,
+    depth: usize,
+    names: &mut usize,
+) -> Result<Vec<Edit>, usize> {
+    let bytes = text.as_bytes();
+    let mut edits = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        match bytes.get(at) {
+            Some(b'#') => {
+                at = text
+                    .get(at..range.end)
+                    .and_then(|rest| rest.find('\n'))
+                    .map_or(range.end, |end| at + end);
+            }
+            Some(quote @ (b'"' | b'`')) => at = after_string(bytes, at, *quote),
+            Some(b'$') if matches!(bytes.get(at + 1), Some(b'"' | b'`')) => {
+                if depth >= MAX_TEMPLATES {
+                    return Err(at);
+                }
+                let edit = template(text, at, depth, names)?;
+                at = edit.range.end;
+                edits.push(edit);
+            }
+            _ => at += 1,
+        }
+    }
+    Ok(edits)
+}
+
+fn after_string(bytes: &[u8], at: usize, quote: u8) -> usize {
+    let mut at = at + 1;
+    while let Some(byte) = bytes.get(at) {
+        match byte {
+            b'\\' if quote == b'"' => at += 1,
+            b'\n' if quote == b'"' => return at,
+            byte if *byte == quote => return at + 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    bytes.len()
+}
+
+fn template(text: &str, begin: usize, depth: usize, names: &mut usize) -> Result<Edit, usize> {
+    let bytes = text.as_bytes();
+    let quote = bytes.get(begin + 1).copied().unwrap_or(b'"');
+    let mut pieces = vec![Piece::Text("internal.template_string([".to_owned(), begin)];
+    let mut at = begin + 2;
+    let mut literal = (at, String::new());
+    let mut lines = 0;
+    let flush = |literal: &mut (usize, String), pieces: &mut Vec<Piece>| {
+        if !literal.1.is_empty() {
+            let text = if quote == b'"' {
+                format!("\"{}\", ", literal.1)
+            } else {
+                format!("{}, ", serde_json::Value::from(literal.1.as_str()))
+            };
+            pieces.push(Piece::Text(text, literal.0));
+            literal.1.clear();
+        }
+    };
+    loop {
+        let rest = text.get(at..).ok_or(begin)?;
+        let c = rest.chars().next().ok_or(begin)?;
+        match c {
+            '\\' if rest.starts_with("\\{") => {
+                literal.1.push('{');
+                at += 2;
+            }
+            '\\' if quote == b'"' => {
+                literal.1.push('\\');
+                let escaped = rest.chars().nth(1).ok_or(begin)?;
+                literal.1.push(escaped);
+                at += 1 + escaped.len_utf8();
+            }
+            '\n' if quote == b'"' => return Err(begin),
+            c if c == char::from(quote) => break,
+            '{' => {
+                flush(&mut literal, &mut pieces);
+                let end = closing(bytes, at).ok_or(begin)?;
+                *names += 1;
+                let name = format!("__portcullis_t{names}");
+                pieces.push(Piece::Text(format!("{{{name} | {name} := "), at));
+                let inside = at + 1..end;
+                let edits = template_edits(text, inside.clone(), depth + 1, names)?;
+                pieces.extend(splice(inside, edits));
+                pieces.push(Piece::Text("}, ".to_owned(), end));
+                at = end + 1;
+                literal.0 = at;
+            }
+            c => {
+                lines += usize::from(c == '\n');
+                literal.1.push(c);
+                at += c.len_utf8();
+            }
+        }
+    }
+    flush(&mut literal, &mut pieces);
+    // Escaped in the call's texts; the lines that follow keep their numbers.
+    pieces.push(Piece::Text(format!("\"\"]{})", "\n".repeat(lines)), at));
+    Ok(Edit {
+        range: begin..at + 1,
+        pieces,
+    })
+}
+
+/// The brace that closes the one here.
+fn closing(bytes: &[u8], begin: usize) -> Option<usize> {
+    let mut depth = 0usize;
+    let mut at = begin;
+    loop {
+        match bytes.get(at)? {
+            b'{' => depth += 1,
+            b'}' => {
+                depth = depth.checked_sub(1)?;
+                if depth == 0 {
+                    return Some(at);
+                }
+            }
+            b'$' if matches!(bytes.get(at + 1), Some(b'"' | b'`')) => {
+                at = after_template(bytes, at)?;
+                continue;
+            }
+            quote @ (b'"' | b'`') => {
+                at = after_string(bytes, at, *quote);
+                continue;
+            }
+            b'#' => {
+                while bytes.get(at)? != &b'\n' {
+                    at += 1;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+}
+
+fn after_template(bytes: &[u8], begin: usize) -> Option<usize> {
+    let quote = *bytes.get(begin + 1)?;
+    let mut at = begin + 2;
+    loop {
+        match bytes.get(at)? {
+            b'\\' => at += 1,
+            b'{' => at = closing(bytes, at)?,
+            byte if *byte == quote => return Some(at + 1),
+            _ => {}
+        }
+        at += 1;
+    }
+}
+
+/// The names that rules of each package begin with.
+pub(in crate::authz) type Names = BTreeMap<Vec<String>, BTreeSet<String>>;
+
+/// Adds those of a module.
+pub(in crate::authz) fn declare(module: &Module, names: &mut Names) {
+    let package = chain(&module.package.refr).prefix().unwrap_or_default();
+    let ours = names.entry(package).or_default();
+    for rule in &module.policy {
+        let head = super::syntax::head(rule);
+        ours.extend(
+            chain(head)
+                .prefix()
+                .and_then(|path| path.into_iter().next()),
+        );
+    }
+}
+
+/// What rewriting depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::authz) struct Style {
+    /// Whether somebody reads what `print` writes.
+    pub(in crate::authz) prints: bool,
+    /// What the policy sees.
+    pub(in crate::authz) document: InputDocument,
+    /// Whether an operator that fails is undefined; the engine's own always raise it.
+    pub(in crate::authz) undefined: bool,
+}
+
+/// The author's place, what is wrong there, and the way out.
+pub(in crate::authz) type Refused = ((usize, usize), &'static str, &'static str);
+
+/// Rewrites a module that was parsed from this text; `None` when it can stay as it is. Beside it,
+/// what would not be answered as OPA does.
+pub(in crate::authz) fn module(
+    module: &Module,
+    text: &str,
+    names: &Names,
+    style: Style,
+    map: &Map,
+) -> (Option<(Map, String)>, Vec<Refused>) {
+    let package = chain(&module.package.refr).prefix().unwrap_or_default();
+    let mut rules = names.get(&package).cloned().unwrap_or_default();
+    for import in &module.imports {
+        let path = chain(&import.refr).prefix().unwrap_or_default();
+        rules.extend(match &import.r#as {
+            Some(name) => Some(name.text().to_owned()),
+            None => path.last().cloned(),
+        });
+    }
+    rules.extend(["input".to_owned(), "data".to_owned()]);
+    let mut writer = Writer {
+        rules,
+        style,
+        before: before(text),
+        next: 0,
+        refused: Vec::new(),
+    };
+    let edits: Vec<Edit> = module
+        .policy
+        .iter()
+        .flat_map(|rule| writer.rule(rule))
+        .collect();
+    let refused = writer.refused.into_iter();
+    let refused = refused.map(|(at, message, help)| (map.place(at), message, help));
+    let made = match edits.is_empty() {
+        true => None,
+        false => Some(map.clone().then(splice(0..text.len(), edits), text)),
+    };
+    (made, refused.collect())
+}
+
+/// For the begin of each token, whether `if` stands before it.
+fn before(text: &str) -> BTreeSet<usize> {
+    let mut after_if = BTreeSet::new();
+    let Ok(source) = Source::from_contents(String::new(), text.to_owned()) else {
+        return after_if;
+    };
+    let mut lexer = Lexer::new(&source);
+    lexer.set_max_col(NonZeroU32::MAX);
+    let mut last = false;
+    while let Ok(token) = lexer.next_token() {
+        if token.0 == TokenKind::Eof {
+            break;
+        }
+        if last {
+            after_if.insert(offset(token.1.start));
+        }
+        last = token.0 == TokenKind::Ident && token.1.text() == "if";
+    }
+    after_if
+}
+
+fn offset(at: u32) -> usize {
+    usize::try_from(at).unwrap_or(usize::MAX)
+}
+
+/// From the first byte of an expression to its last: the engine's spans of calls and operators begin
+/// at the parenthesis or the operator.
+fn extent(expr: &Expr) -> Range<usize> {
+    let span = expr.span();
+    let own = offset(span.start)..offset(span.end);
+    let join =
+        |one: Range<usize>, other: Range<usize>| one.start.min(other.start)..one.end.max(other.end);
+    let mut all = own;
+    match expr {
+        // Without its quotes.
+        Expr::String { .. } | Expr::RawString { .. } => {
+            all = all.start.saturating_sub(1)..all.end.saturating_add(1);
+        }
+        // The engine's span begins at the last member.
+        Expr::Object { fields, .. } if fields.len() > 1 => {
+            if let Some((first, ..)) = fields.first() {
+                all.start = opening(span.source.get_contents(), offset(first.start));
+            }
+        }
+        // And goes on to the end of what follows `set()`.
+        Expr::Set { items, .. } if items.is_empty() => {
+            let rest = span.source.get_contents().get(all.start..).unwrap_or("");
+            all.end = rest.find(')').map_or(all.end, |at| all.start + at + 1);
+        }
+        Expr::RefDot { refr, field, .. } => {
+            all = join(all, extent(refr));
+            all = join(all, offset(field.0.start)..offset(field.0.end));
+        }
+        Expr::RefBrack { refr, .. } => all = join(all, extent(refr)),
+        Expr::Call { fcn, .. } => all = join(all, extent(fcn)),
+        Expr::BinExpr { lhs, rhs, .. }
+        | Expr::BoolExpr { lhs, rhs, .. }
+        | Expr::ArithExpr { lhs, rhs, .. }
+        | Expr::AssignExpr { lhs, rhs, .. } => all = join(join(all, extent(lhs)), extent(rhs)),
+        Expr::Membership {
+            key,
+            value,
+            collection,
+            ..
+        } => {
+            for part in key.iter().chain([value, collection]) {
+                all = join(all, extent(part));
+            }
+        }
+        _ => {}
+    }
+    all
+}
+
+/// The brace before this first member: between them are blanks and comments only.
+fn opening(text: &str, member: usize) -> usize {
+    // The span of a text is without its quotes.
+    let quoted = text
+        .get(..member)
+        .is_some_and(|before| before.ends_with(['"', '`']));
+    let member = member.saturating_sub(usize::from(quoted));
+    let mut found = member;
+    let mut end = member;
+    while let Some(brace) = text.get(..end).and_then(|before| before.rfind('{')) {
+        let between = text.get(brace + 1..member).unwrap_or("");
+        let blank = between.lines().all(|line| {
+            let code = line.split('#').next().unwrap_or("");
+            code.trim().is_empty()
+        });
+        if !blank {
+            break;
+        }
+        (found, end) = (brace, brace);
+    }
+    found
+}
+
+struct Writer {
+    /// Names that are no variables.
+    rules: BTreeSet<String>,
+    style: Style,
+    /// Where a body without braces begins.
+    before: BTreeSet<usize>,
+    next: usize,
+    refused: Vec<Refused>,
+}
+
+impl Writer {
+    fn rule(&mut self, rule: &Rule) -> Vec<Edit> {
+        match rule {
+            Rule::Default { value, .. } => self.expr(value),
+            Rule::Spec { head, bodies, .. } => {
+                let mut edits = match head {
+                    RuleHead::Compr { refr, assign, .. } => {
+                        let mut edits = self.expr(refr);
+                        edits.extend(assign.iter().flat_map(|a| self.expr(&a.value)));
+                        edits
+                    }
+                    RuleHead::Set { refr, key, .. } => {
+                        let mut edits = self.expr(refr);
+                        edits.extend(key.iter().flat_map(|key| self.expr(key)));
+                        edits
+                    }
+                    RuleHead::Func { refr, assign, .. } => {
+                        let mut edits = self.expr(refr);
+                        edits.extend(assign.iter().flat_map(|a| self.expr(&a.value)));
+                        edits
+                    }
+                };
+                for body in bodies {
+                    edits.extend(body.assign.iter().flat_map(|a| self.expr(&a.value)));
+                    edits.extend(self.query(&body.query));
+                }
+                edits
+            }
+        }
+    }
+
+    fn query(&mut self, query: &Query) -> Vec<Edit> {
+        let statements = query.stmts.iter();
+        statements
+            .flat_map(|statement| self.statement(statement))
+            .collect()
+    }
+
+    fn statement(&mut self, statement: &LiteralStmt) -> Vec<Edit> {
+        match &statement.literal {
+            Literal::NotExpr { expr, .. } => return self.negated(statement, expr),
+            Literal::Expr { expr, .. } => {
+                if let Some(edit) = self.call(expr) {
+                    return vec![edit];
+                }
+                if let Some(edit) = self.walk(expr) {
+                    return vec![edit];
+                }
+                if let Some(params) = self.walked(expr)
+                    && let [over, pattern] = params.as_slice()
+                {
+                    let mut edits = self.expr(over);
+                    edits.extend(self.expr(pattern));
+                    return edits;
+                }
+            }
+            _ => {}
+        }
+        let mut edits = match &statement.literal {
+            Literal::SomeVars { .. } => Vec::new(),
+            Literal::SomeIn {
+                key,
+                value,
+                collection,
+                ..
+            } => {
+                let patterns = key.iter().chain([value]);
+                let mut edits: Vec<Edit> = patterns.flat_map(|part| self.expr(part)).collect();
+                edits.extend(self.through(collection, "null"));
+                edits
+            }
+            Literal::NotExpr { expr, .. } | Literal::Expr { expr, .. } => self.asked(expr),
+            Literal::Every { domain, query, .. } => {
+                let mut edits = self.through(domain, "false");
+                edits.extend(self.query(query));
+                edits
+            }
+        };
+        for modifier in &statement.with_mods {
+            edits.extend(self.expr(&modifier.r#as));
+        }
+        edits
+    }
+
+    /// A statement that is a call.
+    fn call(&mut self, expr: &Expr) -> Option<Edit> {
+        let Expr::Call { fcn, params, .. } = expr else {
+            return None;
+        };
+        let name = chain(fcn).prefix()?.join(".");
+        let root = chain(fcn).prefix()?.into_iter().next()?;
+        if self.rules.contains(&root) {
+            return None;
+        }
+        let range = extent(expr);
+        if name == "print" && !self.style.prints {
+            return Some(Edit {
+                pieces: vec![Piece::Text("true".to_owned(), range.start)],
+                range,
+            });
+        }
+        let host = host::find(&name)?;
+        let (last, given) = params.split_last()?;
+        if given.len() != usize::from(host.arity) || BUILTINS.contains_key(name.as_str()) {
+            return None;
+        }
+        let mut pieces = self.render(last);
+        pieces.push(Piece::Text(format!(" = {name}("), range.start));
+        for (index, param) in given.iter().enumerate() {
+            if index > 0 {
+                pieces.push(Piece::Text(", ".to_owned(), extent(param).start));
+            }
+            pieces.extend(self.render(param));
+        }
+        pieces.push(Piece::Text(")".to_owned(), range.end));
+        Some(Edit { range, pieces })
+    }
+
+    /// The arguments of a call of `walk`.
+    fn walked<'e>(&self, expr: &'e Expr) -> Option<&'e Vec<Ref<Expr>>> {
+        let Expr::Call { fcn, params, .. } = expr else {
+            return None;
+        };
+        let name = chain(fcn).prefix()?;
+        (name == ["walk"] && !self.rules.contains("walk")).then_some(params)
+    }
+
+    /// `[path, value] := walk(x)`: the engine goes through what is walked in the other form only.
+    fn walk(&mut self, expr: &Expr) -> Option<Edit> {
+        let Expr::AssignExpr { lhs, rhs, .. } = expr else {
+            return None;
+        };
+        let (pattern, over) = match (self.walked(rhs), self.walked(lhs)) {
+            (Some(params), _) => (lhs, params),
+            (_, Some(params)) => (rhs, params),
+            _ => return None,
+        };
+        let [over] = over.as_slice() else {
+            return None;
+        };
+        let range = extent(expr);
+        let mut pieces = vec![Piece::Text("walk(".to_owned(), range.start)];
+        pieces.extend(self.render(over));
+        pieces.push(Piece::Text(", ".to_owned(), range.start));
+        pieces.extend(self.render(pattern));
+        pieces.push(Piece::Text(")".to_owned(), range.end));
+        Some(Edit { range, pieces })
+    }
+
+    fn render(&mut self, expr: &Expr) -> Vec<Piece> {
+        let edits = self.expr(expr);
+        splice(extent(expr), edits)
+    }
+
+    /// What is gone through. The engine fails where it is no collection; OPA finds nothing. What a
+    /// call of this name with such an argument means is told in `host::general::each`.
+    fn through(&mut self, collection: &Expr, nothing: &str) -> Vec<Edit> {
+        let sure = match collection {
+            Expr::Array { .. }
+            | Expr::Set { .. }
+            | Expr::Object { .. }
+            | Expr::ArrayCompr { .. }
+            | Expr::SetCompr { .. }
+            | Expr::ObjectCompr { .. } => true,
+            other => present(other, self.style.document),
+        };
+        if sure {
+            return self.expr(collection);
+        }
+        let range = extent(collection);
+        let mut pieces = vec![Piece::Text(format!("{EACH}("), range.start)];
+        pieces.extend(self.render(collection));
+        pieces.push(Piece::Text(format!(", {nothing})"), range.end));
+        vec![Edit { range, pieces }]
+    }
+
+    /// A condition on its own: here an `in` that is undefined fails like one that is false. Not with
+    /// a key: the engine finds something undefined where there is nothing.
+    fn asked(&mut self, expr: &Expr) -> Vec<Edit> {
+        match expr {
+            Expr::Membership {
+                key: None,
+                value,
+                collection,
+                ..
+            } => {
+                let parts = [value, collection].into_iter();
+                parts.flat_map(|part| self.expr(part)).collect()
+            }
+            other => self.expr(other),
+        }
+    }
+
+    /// The edits within a value.
+    fn expr(&mut self, expr: &Expr) -> Vec<Edit> {
+        if self.walked(expr).is_some() {
+            self.refused.push((
+                place(expr.span()),
+                "`walk` in the middle of an expression",
+                "write `walk(x, [path, value])` as a statement of its own",
+            ));
+        }
+        match expr {
+            Expr::Membership {
+                key,
+                value,
+                collection,
+                ..
+            } => {
+                let range = extent(expr);
+                let name = if key.is_some() {
+                    "internal.member_3("
+                } else {
+                    "internal.member_2("
+                };
+                let mut pieces = vec![Piece::Text(name.to_owned(), range.start)];
+                for (index, part) in key.iter().chain([value, collection]).enumerate() {
+                    if index > 0 {
+                        pieces.push(Piece::Text(", ".to_owned(), extent(part).start));
+                    }
+                    pieces.extend(self.render(part));
+                }
+                pieces.push(Piece::Text(")".to_owned(), range.end));
+                vec![Edit { range, pieces }]
+            }
+            Expr::ArrayCompr { term, query, .. } | Expr::SetCompr { term, query, .. } => {
+                let mut edits = self.expr(term);
+                edits.extend(self.query(query));
+                edits
+            }
+            Expr::ObjectCompr {
+                key, value, query, ..
+            } => {
+                let mut edits = self.expr(key);
+                edits.extend(self.expr(value));
+                edits.extend(self.query(query));
+                edits
+            }
+            _ => {
+                let mut edits = Vec::new();
+                parts(expr, &mut |part| edits.extend(self.expr(part)));
+                self.operation(expr, edits)
+            }
+        }
+    }
+
+    /// An operator as a call, with these edits to its operands.
+    fn operation(&self, expr: &Expr, edits: Vec<Edit>) -> Vec<Edit> {
+        let (name, lhs, rhs) = match expr {
+            Expr::ArithExpr { op, lhs, rhs, .. } => match op {
+                ArithOp::Add => ("plus", lhs, rhs),
+                ArithOp::Sub => ("minus", lhs, rhs),
+                ArithOp::Mul => ("mul", lhs, rhs),
+                ArithOp::Div => ("div", lhs, rhs),
+                ArithOp::Mod => ("rem", lhs, rhs),
+            },
+            Expr::BinExpr { op, lhs, rhs, .. } => match op {
+                BinOp::Union => ("or", lhs, rhs),
+                BinOp::Intersection => ("and", lhs, rhs),
+            },
+            _ => return edits,
+        };
+        if !self.style.undefined || self.rules.contains(name) {
+            return edits;
+        }
+        let range = extent(expr);
+        let within = |part: &Expr| {
+            let range = extent(part);
+            let inside =
+                |edit: &&Edit| range.start <= edit.range.start && edit.range.end <= range.end;
+            splice(
+                range.clone(),
+                edits.iter().filter(inside).cloned().collect(),
+            )
+        };
+        let mut pieces = vec![Piece::Text(format!("{name}("), range.start)];
+        pieces.extend(within(lhs));
+        pieces.push(Piece::Text(", ".to_owned(), extent(rhs).start));
+        pieces.extend(within(rhs));
+        pieces.push(Piece::Text(")".to_owned(), range.end));
+        vec![Edit { range, pieces }]
+    }
+
+    /// As OPA's compiler: what is evaluated before the `not` gets a name before it.
+    fn negated(&mut self, statement: &LiteralStmt, expr: &Expr) -> Vec<Edit> {
+        let begin = offset(statement.span.start);
+        let mut first: Vec<Piece> = Vec::new();
+        let mut edits = Vec::new();
+        // The values of `with` are asked without it.
+        let mut modifiers: Vec<Edit> = Vec::new();
+        for modifier in &statement.with_mods {
+            let mut operands = Vec::new();
+            if !self.names_function(&modifier.r#as) {
+                self.operand(&modifier.r#as, &mut operands);
+            }
+            for operand in operands {
+                modifiers.push(self.hoist(operand, &[], &mut first));
+            }
+        }
+        let with: Vec<Piece> = match (statement.with_mods.first(), statement.with_mods.last()) {
+            (Some(from), Some(to)) => {
+                let range = offset(from.span.start)..extent(&to.r#as).end;
+                let mut with = vec![Piece::Text(" ".to_owned(), range.start)];
+                with.extend(splice(range, modifiers.clone()));
+                with
+            }
+            _ => Vec::new(),
+        };
+        edits.extend(modifiers);
+        let mut operands = Vec::new();
+        let mut asked = self.condition(expr, &mut operands);
+        for operand in operands {
+            asked.push(self.hoist(operand, &with, &mut first));
+        }
+        edits.extend(self.operation(expr, asked));
+        if first.is_empty() {
+            return edits;
+        }
+        let bare = self.before.contains(&begin);
+        if bare {
+            first.insert(0, Piece::Text("{ ".to_owned(), begin));
+            let end = statement
+                .with_mods
+                .last()
+                .map_or(extent(expr), |modifier| extent(&modifier.r#as))
+                .end;
+            let end = end.max(offset(statement.span.end));
+            edits.push(Edit {
+                range: end..end,
+                pieces: vec![Piece::Text(" }".to_owned(), end)],
+            });
+        }
+        edits.push(Edit {
+            range: begin..begin,
+            pieces: first,
+        });
+        edits
+    }
+
+    /// `with f as g`.
+    fn names_function(&self, expr: &Expr) -> bool {
+        let name = chain(expr).prefix().map(|name| name.join("."));
+        name.is_some_and(|name| host::arity(&name).is_some())
+    }
+
+    /// Gives an operand a name before the statement; the edit puts the name in its place.
+    fn hoist(&mut self, operand: &Expr, with: &[Piece], first: &mut Vec<Piece>) -> Edit {
+        self.next += 1;
+        let name = format!("__portcullis_{}", self.next);
+        let range = extent(operand);
+        self.wildcards(operand);
+        first.push(Piece::Text(format!("{name} := "), range.start));
+        first.extend(self.render(operand));
+        first.extend(with.iter().cloned());
+        first.push(Piece::Text("; ".to_owned(), range.start));
+        // The machine lets a `:=` of something undefined pass.
+        if !present(operand, self.style.document) {
+            first.push(Piece::Text(format!("{name} != {NOTHING}; "), range.start));
+        }
+        Edit {
+            pieces: vec![Piece::Text(name, range.start)],
+            range,
+        }
+    }
+
+    /// OPA calls `_` under a `not` unsafe.
+    fn wildcards(&mut self, expr: &Expr) {
+        match expr {
+            Expr::Var { span, .. } if span.text() == "_" => self.operand(expr, &mut Vec::new()),
+            Expr::ArrayCompr { .. } | Expr::SetCompr { .. } | Expr::ObjectCompr { .. } => {}
+            other => parts(other, &mut |part| self.wildcards(part)),
+        }
+    }
+
+    /// Collects what of a negated condition is evaluated before it; the rest is edited where it is.
+    fn condition<'e>(&mut self, expr: &'e Expr, out: &mut Vec<&'e Expr>) -> Vec<Edit> {
+        match expr {
+            Expr::Call { params, .. } => {
+                for param in params {
+                    self.operand(param, out);
+                }
+            }
+            Expr::Membership {
+                key,
+                value,
+                collection,
+                ..
+            } => {
+                for part in key.iter().chain([value, collection]) {
+                    self.operand(part, out);
+                }
+            }
+            Expr::BoolExpr {
+                op: BoolOp::Eq,
+                lhs,
+                rhs,
+                ..
+            }
+            | Expr::AssignExpr {
+                op: AssignOp::Eq,
+                lhs,
+                rhs,
+                ..
+            } => {
+                for side in [lhs, rhs] {
+                    self.compared(side, out);
+                }
+            }
+            Expr::BoolExpr { lhs, rhs, .. }
+            | Expr::ArithExpr { lhs, rhs, .. }
+            | Expr::BinExpr { lhs, rhs, .. } => {
+                for side in [lhs, rhs] {
+                    self.operand(side, out);
+                }
+            }
+            Expr::UnaryExpr { expr, .. } => self.operand(expr, out),
+            other => self.compared(other, out),
+        }
+        // Comprehensions stay where they are, with what is inside.
+        let mut edits = Vec::new();
+        self.kept(expr, out, &mut edits);
+        edits
+    }
+
+    /// A reference may be undefined where equality asks for it; its steps may not.
+    fn compared<'e>(&mut self, expr: &'e Expr, out: &mut Vec<&'e Expr>) {
+        match expr {
+            Expr::RefDot { refr, .. } => self.base(refr, out),
+            Expr::RefBrack { refr, index, .. } => {
+                self.base(refr, out);
+                self.operand(index, out);
+            }
+            Expr::Var { .. } => {}
+            other => self.operand(other, out),
+        }
+    }
+
+    fn base<'e>(&mut self, expr: &'e Expr, out: &mut Vec<&'e Expr>) {
+        match expr {
+            Expr::Call { .. } => out.push(expr),
+            other => self.compared(other, out),
+        }
+    }
+
+    fn operand<'e>(&mut self, expr: &'e Expr, out: &mut Vec<&'e Expr>) {
+        match expr {
+            Expr::Var { span, .. } => {
+                if span.text() == "_" {
+                    self.refused.push((
+                        place(span),
+                        "`_` under a `not` stands for nothing: `not` is asked once, not for each",
+                        "go through the collection before, or in a rule that is then negated",
+                    ));
+                }
+                if self.rules.contains(span.text()) {
+                    out.push(expr);
+                }
+            }
+            Expr::RefDot { .. }
+            | Expr::RefBrack { .. }
+            | Expr::Call { .. }
+            | Expr::BinExpr { .. }
+            | Expr::BoolExpr { .. }
+            | Expr::ArithExpr { .. }
+            | Expr::Membership { .. } => out.push(expr),
+            Expr::UnaryExpr { expr: inner, .. }
+                if !matches!(inner.as_ref(), Expr::Number { .. }) =>
+            {
+                out.push(expr);
+            }
+            Expr::Array { items, .. } | Expr::Set { items, .. } => {
+                for item in items {
+                    self.operand(item, out);
+                }
+            }
+            Expr::Object { fields, .. } => {
+                for (_, key, value) in fields {
+                    self.operand(key, out);
+                    self.operand(value, out);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The edits of what is not hoisted.
+    fn kept(&mut self, expr: &Expr, out: &[&Expr], edits: &mut Vec<Edit>) {
+        if out.iter().any(|hoisted| std::ptr::eq(*hoisted, expr)) {
+            return;
+        }
+        match expr {
+            Expr::ArrayCompr { .. } | Expr::SetCompr { .. } | Expr::ObjectCompr { .. } => {
+                edits.extend(self.expr(expr));
+            }
+            other => parts(other, &mut |part| self.kept(part, out, edits)),
+        }
+    }
+}
+
+/// What is there on each request, so that it need not be asked for.
+fn present(expr: &Expr, document: InputDocument) -> bool {
+    let chain = chain(expr);
+    let full = chain.parts.len() + 1;
+    chain
+        .prefix()
+        .filter(|names| names.len() == full && names.first().is_some_and(|root| root == "input"))
+        .is_some_and(|names| {
+            let path = names.get(1..).unwrap_or(&[]).join(".");
+            document.is_text(&path) || document.is_collection(&path)
+        })
+}
+
+/// The parts of an expression that are evaluated with it.
+fn parts(expr: &Expr, visit: &mut dyn FnMut(&Expr)) {
+    let mut all = |parts: &[&Ref<Expr>]| {
+        for part in parts {
+            visit(part);
+        }
+    };
+    match expr {
+        Expr::RefDot { refr, .. } => all(&[refr]),
+        Expr::RefBrack { refr, index, .. } => all(&[refr, index]),
+        Expr::Array { items, .. } | Expr::Set { items, .. } => {
+            all(&items.iter().collect::<Vec<_>>());
+        }
+        Expr::Object { fields, .. } => {
+            for (_, key, value) in fields {
+                all(&[key, value]);
+            }
+        }
+        Expr::Call { params, .. } => all(&params.iter().collect::<Vec<_>>()),
+        Expr::UnaryExpr { expr, .. } => all(&[expr]),
+        Expr::BinExpr { lhs, rhs, .. }
+        | Expr::BoolExpr { lhs, rhs, .. }
+        | Expr::ArithExpr { lhs, rhs, .. }
+        | Expr::AssignExpr { lhs, rhs, .. } => all(&[lhs, rhs]),
+        Expr::Membership {
+            key,
+            value,
+            collection,
+            ..
+        } => {
+            all(&key.iter().collect::<Vec<_>>());
+            all(&[value, collection]);
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authz::rego::{self, Limits, Machine, Outcome, Program, Reading};
+
+    fn made(rules: &str) -> String {
+        let mut parsed = read(rules).unwrap();
+        let modules = parsed.engine.get_modules();
+        modules[0].package.span.source.get_contents().clone()
+    }
+
+    fn read(rules: &str) -> Result<rego::Parsed, Vec<crate::authz::source::remark::Remark>> {
+        let source = ("p.rego".to_owned(), format!("package p\n{rules}\n"));
+        let data = regorus::Value::from_json_str(r#"{"blocked": ["closed"], "m": {"x": true}}"#);
+        rego::read(&[source], &data.unwrap(), Reading::default())
+    }
+
+    fn answer(rules: &str, input: &str) -> Outcome {
+        let limits = Limits {
+            time: std::time::Duration::from_secs(5),
+            instructions: 1_000_000,
+            memory: std::num::NonZeroU64::MAX,
+        };
+        let program =
+            Program::interpreted(read(rules).unwrap().engine, "data.p.allow", limits).unwrap();
+        let input = regorus::Value::from_json_str(input).unwrap();
+        Machine::new(&program).unwrap().run(input)
+    }
+
+    #[test]
+    fn what_opa_asks_before_a_not_has_to_be_there() {
+        let undefined = Outcome::Answer(regorus::Value::Undefined);
+        let yes = Outcome::Answer(regorus::Value::from(true));
+        // Each holds when `input.x` is there, and has no answer when it is not.
+        for body in [
+            "not input.x in data.blocked",
+            "not (input.x in data.blocked)",
+            "not \"k\", input.x in data.m",
+            "not startswith(input.x, \"z\")",
+            "not startswith(lower(input.x), \"z\")",
+            "not input.x != \"free\"",
+            "not input.x < \"a\"",
+            "not [input.x] == [1]",
+            "not {input.x} == set()",
+            "not {  # {\n\"a\": input.x, \"b\": {1}} == {}",
+            "not {\"a\": input.x} == {\"a\": 1}",
+            "not data.m[input.x]",
+            "not data.m[input.x].y",
+            "not count([1 | input.x in data.blocked]) == count(input.x)",
+            "not f(input.x)",
+            "not input.q with input.y as input.x with input.z as 1",
+        ] {
+            let rules = format!("f(x) if x == \"no\"\nallow if {body}");
+            assert_eq!(answer(&rules, r#"{"x": "free"}"#), yes, "{}", made(&rules));
+            assert_eq!(answer(&rules, "{}"), undefined, "{}", made(&rules));
+            let rules = format!("f(x) if x == \"no\"\nallow if {{ true; {body} }}");
+            assert_eq!(answer(&rules, r#"{"x": "free"}"#), yes, "{}", made(&rules));
+            assert_eq!(answer(&rules, "{}"), undefined, "{}", made(&rules));
+        }
+        // These hold without it.
+        for body in [
+            "not input.x",
+            "not input.x == 1",
+            "not input.x.y",
+            "not 1 == input.x",
+        ] {
+            assert_eq!(answer(&format!("allow if {body}"), "{}"), yes, "{body}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_found_under_a_key_that_is_not_there() {
+        let none = Outcome::Answer(regorus::Value::Undefined);
+        for body in [
+            "input.a, input.b in {}",
+            "input.a, input.b in [1]",
+            "1, input.b in [1]",
+        ] {
+            assert_eq!(answer(&format!("allow if {body}"), "{}"), none, "{body}");
+        }
+    }
+
+    #[test]
+    fn an_in_as_a_value_is_undefined_where_a_part_of_it_is() {
+        for body in [
+            "x := input.x in data.blocked; not x",
+            "(input.x in data.blocked) == false",
+            "[input.x in data.blocked] == [false]",
+            "x := {1, 2}; y := input.x in x; not y",
+        ] {
+            let rules = format!("allow if {{ {body} }}");
+            assert_eq!(
+                answer(&rules, r#"{"x": "a"}"#),
+                Outcome::Answer(true.into()),
+                "{body}"
+            );
+            assert_eq!(
+                answer(&rules, "{}"),
+                Outcome::Answer(regorus::Value::Undefined),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn template_strings_are_written_out() {
+        for (template, text) in [
+            ("$\"a{input.x}b\"", "afreeb"),
+            ("$\"a{input.nope}b\\{\"", "a<undefined>b{"),
+            ("$`a{[1, \"x\"]}\\n`", "a[1, \"x\"]\\n"),
+            ("$\"{$\"<{input.x}>\"}\"", "<free>"),
+            ("$\"\"", ""),
+            ("$\"{{1: \"}\"}}\"", "{1: \"}\"}"),
+        ] {
+            let rules = format!("allow := {template}");
+            let found = answer(&rules, r#"{"x": "free"}"#);
+            assert_eq!(found, Outcome::Answer(text.into()), "{}", made(&rules));
+        }
+        let open = read("allow := $\"a{1\"").unwrap_err();
+        assert_eq!((open[0].line, open[0].column), (Some(2), Some(10)));
+        let nested = format!(
+            "allow := {}1{}",
+            "$\"{".repeat(MAX_TEMPLATES + 1),
+            "}\"".repeat(MAX_TEMPLATES + 1)
+        );
+        assert!(
+            read(&nested).unwrap_err()[0]
+                .message
+                .contains("nested too deep")
+        );
+        // What is made of them is measured like what is written.
+        let bomb = format!("allow := $\"{{{}1{}}}\"", "[".repeat(18), "]".repeat(18));
+        assert!(
+            read(&bomb).unwrap_err()[0]
+                .message
+                .contains("nested deeper")
+        );
+    }
+
+    #[test]
+    fn calls_with_a_place_for_the_answer_are_turned_round() {
+        let rules = "allow if { crypto.sha256(\"x\", y); startswith(y, \"2d71\") }";
+        assert_eq!(
+            answer(rules, "{}"),
+            Outcome::Answer(true.into()),
+            "{}",
+            made(rules)
+        );
+        let rules = "allow if { [p, v] := walk(input); v == 7; p == [\"a\"] }";
+        assert_eq!(
+            answer(rules, r#"{"a": 7}"#),
+            Outcome::Answer(true.into()),
+            "{}",
+            made(rules)
+        );
+        assert!(read("allow if count(walk(input)) > 1").is_err());
+    }
+
+    #[test]
+    fn every_place_leads_back_to_the_author() {
+        let rules = "allow if {\n  not input.a in data.b; x := input.c\n}";
+        let parsed = read(rules).unwrap();
+        let text = made(rules);
+        assert_eq!(text.lines().count(), rules.lines().count() + 1, "{text}");
+        for word in ["input.a", "data.b", "x :=", "input.c"] {
+            let line = text.lines().nth(2).unwrap();
+            let new = line.find(word).unwrap() + 1;
+            let old = rules.lines().nth(1).unwrap().find(word).unwrap() + 1;
+            assert_eq!(
+                parsed.places.author("p.rego", (3, new)),
+                (3, old),
+                "{word}: {text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wildcard_under_a_not_is_refused_as_opa_does() {
+        for body in [
+            "not data.xs[_] == 1",
+            "not startswith(data.xs[_], \"a\")",
+            "not f(_)",
+        ] {
+            let found = read(&format!("f(x) if x\nallow if {body}")).unwrap_err();
+            assert!(found[0].message.contains("`_` under a `not`"), "{found:?}");
+        }
+        assert!(read("allow if not count([x | x := data.xs[_]]) == 1").is_ok());
+    }
+
+    #[test]
+    fn prints_are_left_out_where_nobody_reads_them() {
+        assert!(!made("allow if { print(input.x, $\"{input.y}\"); true }").contains("print"));
+    }
+}

@@ -1,6 +1,5 @@
 //! The two engines beside one another: where they differ, the bytecode machine is not used.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::num::NonZeroU64;
 use std::path::Path;
@@ -13,10 +12,6 @@ use regorus::Value;
 
 use crate::authz::rego::subset;
 use crate::authz::rego::{self, Limits, Machine, Outcome, Program, Source};
-use crate::authz::source::check;
-use crate::authz::source::guard;
-use crate::authz::source::negation;
-use crate::authz::source::remark::Remark;
 use crate::document;
 
 const LIMITS: Limits = Limits {
@@ -63,6 +58,8 @@ fn same(one: &Outcome, other: &Outcome) -> bool {
 /// Each of these is answered differently by the machine, mostly with a yes where OPA and the
 /// interpreter are undefined or fail.
 const DIFFERENT: &[&str] = &[
+    "allow if { not \"zz\", 1 in {\"b\": 1} }",
+    "allow if count({f(x) | some x in [1, 2]}) == 1\nf(x) := true if x == 1",
     "allow if { w := input.nope }",
     "allow if { w := data.nope }",
     "g := \"x\" if input.nope\nallow if { w := g }",
@@ -73,15 +70,15 @@ const DIFFERENT: &[&str] = &[
     "allow if { x := input.nope == 1 }",
     "allow if { _ := input.nope }",
     "allow if { f(input.nope) }\nf(_) := true",
-    "allow if { \"zz\", 1 in {\"b\": 1} }",
-    "allow if { not \"zz\", 1 in {\"b\": 1} }",
+    "allow if count({f(x): 1 | some x in [1, 2]}) == 1\nf(x) := true if x == 1",
+    "f([x]) if x == 1\nallow if f([1])",
+    "f(x) := 1 if x\nf(x) := 2 if not x\nallow if f(true)",
     "allow if { every x in [1] { y := input.nope } }",
     "allow if { some x in [1]; y := input.nope }",
     "allow if { count([x | x := input.nope]) == 1 }",
     "allow if { count([input.nope | true]) == 1 }",
     "allow if { count({\"a\": input.nope | true}) == 1 }",
     "allow if { count({input.nope: 1 | true}) == 1 }",
-    "allow if { count([x | some x in input.number]) == 0 }",
     "s contains 1 if { x := input.nope }\nallow if 1 in s",
     "o[k] := input.nope if { k := \"a\" }\nallow if count(o) == 1",
     "allow := input.nope if true else := true",
@@ -92,10 +89,7 @@ const DIFFERENT: &[&str] = &[
     "a := 1 if input.text\na := 2 if input.text\nallow if not a",
     "a := true if input.text\na := false if input.text\nallow if not a",
     "f(x) := 1 if x\nf(x) := 2 if x\nallow if not f(true)",
-    "bad if 1 / (input.number - 5) == 1\nallow if not bad",
     "a := upper(input.number) if true else := 5\nallow if a == 5",
-    "allow if { sprintf(\"%s %s\", [\"a\"]) != \"\" }",
-    "allow if { sprintf(\"%d\", [input.text]) != \"\" }",
     "default f(_) := true\nf(x) := false if x == 1\nallow if f(2)",
     "f(x) if { y := x.a }\nallow if { f({\"b\": 1}) }",
     "allow if { x := {1} & input.nope }",
@@ -104,6 +98,33 @@ const DIFFERENT: &[&str] = &[
 /// The machine as it comes answers these differently too: it swallows what fails. Rewritten it asks
 /// the interpreter.
 const GUARDED: &[&str] = &[
+    "allow if { every x in [] { x == input.text }; input.number == 5 }",
+    "allow if { every x in [] { x == data.p.r }; data.p.r == 5 }\nr := input.number",
+    "allow if { count([x | some x in []; x == input.text]) == 0; input.number == 5 }",
+    "allow if { every x in [] { x == data.named }; not data.named }",
+    "bad if input.number % 2 == 1\nallow if not bad",
+    "bad if input.number / input.text == 1\nallow if not bad",
+    "allow if { every x in input.text { x == 1 } }",
+    "allow if { every x in input.nope { x == 1 } }",
+    "allow if { not f(input.nope) }\nf(x) if x == 1",
+    "allow if f(input.nope)\nf(x) := true",
+    "allow if f(input.number, input.nope)\nf(x, y) if x == 5",
+    "allow if { every x in input.list { x > 4 } }",
+    "allow if f(input.number)\nf(x) if upper(x) == \"X\"",
+    "allow if not f(input.number)\nf(x) if upper(x) == \"X\"",
+    "allow if count([x | some x in input.list; x > 3]) == 2",
+    "default allow := 1\nallow if { every x in input.nope { x == 1 }; upper(input.number) == \"X\" }",
+    "default allow := 1\nallow if { every x in input.none { f(x); x != 2 }; upper(input.number) == \"X\" }\nf(x) if x == 1",
+    "default allow := 1\nallow if { every x in [] { x == 1 }; upper(input.number) == \"X\" }",
+    "default allow := 1\nallow if { every x in input.none { x == 1 }; sprintf(\"%s\", [count(input.none)]) > 1; upper(input.number) == \"X\" }",
+    "default allow := 1\nallow if { sprintf(\"%v-%s\", [count(input.none), data.m]) > 1; data.n[(input.null - 7)] / 7 < input.a }",
+    "allow if json.unmarshal(input.text) == 1",
+    "allow if not regex.match(input.text, \"x\")",
+    "allow if not object.get(input.list, \"a\", 1) == 5",
+    "allow if { sprintf(\"%d\", [input.text]) != \"\" }",
+    "allow if { sprintf(\"%s %s\", [\"a\"]) != \"\" }",
+    "bad if 1 / (input.number - 5) == 1\nallow if not bad",
+    "allow if { count([x | some x in input.number]) == 0 }",
     "allow if { some x in input.text }",
     "bad if { some x in input.text }\nallow if not bad",
     "bad if { some x in input.list; some y in x }\nallow if not bad",
@@ -136,7 +157,7 @@ const GUARDED: &[&str] = &[
 fn what_fails_on_the_machine_is_asked_of_the_interpreter() {
     let data = json("{}");
     let inputs = [
-        r#"{"text": "x", "number": 5, "null": null, "list": [5, 6]}"#,
+        r#"{"text": "x", "number": 5, "null": null, "list": [5, 6], "none": []}"#,
         r#"{"text": "10.0.0.0/8", "number": "x", "null": false, "list": [[], {}, "y"]}"#,
         r#"{"text": {}, "number": [], "list": {"a": 5}}"#,
         "{}",
@@ -183,6 +204,14 @@ fn what_authorization_is_mostly_made_of_is_on_the_list() {
         "allow if startswith(input.request.path, \"/open/\")",
         "allow if data.numbered[input.route.params.id]",
         "allow if data.named[input.identity.claims.tenant]",
+        "allow := {\"allow\": false} if { input.closed } else := {\"allow\": true, \"reason\": grant} if { grant } else := false\ngrant := \"a\" if input.a",
+        "allow if { every role in input.identity.roles { role in data.known } }",
+        "allow if is_reader(input.identity.claims.role)\nis_reader(role) if role in data.readers",
+        "allow if count([s | some s in input.identity.scopes; startswith(s, \"orders:\")]) > 0",
+        "allow if { some path in data.paths; glob.match(path, [\"/\"], input.request.path) }",
+        "allow if { regex.match(\"^/v[0-9]+/\", input.request.path); object.get(input.identity.claims, \"tier\", \"free\") != \"free\" }",
+        "deny contains msg if { input.request.method == \"DELETE\"; msg := \"no deletes\" }\nallow if count(deny) == 0",
+        "deny contains msg if { some role in input.identity.roles; msg := sprintf(\"%s is out\", [role]) }\nallow if count(deny) == 0",
         "denied contains \"closed\" if data.closed\nallow := {\"allow\": false, \"reason\": sprintf(\"%v\", [denied])} if denied != set()",
     ] {
         assert_eq!(outside(&module(rules)), None, "{rules}");
@@ -216,7 +245,7 @@ impl Writer {
 
     /// A term; `rule` may name only later rules.
     fn term(&mut self, rule: usize, depth: usize) -> String {
-        let choice = self.rng.random_range(0..if self.tame { 17 } else { 20 });
+        let choice = self.rng.random_range(0..if self.tame { 24 } else { 25 });
         let inner = |writer: &mut Self| {
             if depth == 0 {
                 "input.a".to_owned()
@@ -306,9 +335,44 @@ impl Writer {
                 let (one, other) = (self.fit("input.n", inner), self.fit("7", inner));
                 format!("({one} {} {other})", self.pick(&["+", "-", "*"]))
             }
-            17 => format!("({} / 1)", inner(self)),
-            18 => format!("[x | some x in {}]", inner(self)),
-            _ => format!("f({})", inner(self)),
+            17 => {
+                let (one, other) = (self.fit("input.n", inner), self.fit("7", inner));
+                format!("({one} {} {other})", self.pick(&["/", "%"]))
+            }
+            18 | 19 => {
+                self.variables += 1;
+                let v = format!("c{}", self.variables);
+                let over = self.fit("input.request.segments", inner);
+                let test = inner(self);
+                let (open, close) = *[("[", "]"), ("{", "}")].choose(&mut self.rng).unwrap();
+                let made = format!("{open}{v} | some {v} in {over}; {v} != {test}{close}");
+                if self.one_in(2) {
+                    format!("count({made})")
+                } else {
+                    made
+                }
+            }
+            20 => format!("f({})", self.fit("input.t", inner)),
+            21 => format!("g({}, {})", self.fit("input.n", inner), inner(self)),
+            22 => {
+                let key = self.pick(&["\"d\"", "\"nope\"", "1"]);
+                let default = inner(self);
+                format!(
+                    "object.get({}, {key}, {default})",
+                    self.pick(&["input.c", "data.m"])
+                )
+            }
+            23 => {
+                let text = self.fit("input.t", inner);
+                self.pick(&["x", "y"]);
+                match self.rng.random_range(0..4) {
+                    0 => format!("regex.match(\"^x\", {text})"),
+                    1 => format!("replace({text}, \"x\", \"y\")"),
+                    2 => format!("array.concat(input.request.segments, {text})"),
+                    _ => format!("to_number({text})"),
+                }
+            }
+            _ => format!("h({})", inner(self)),
         }
     }
 
@@ -320,7 +384,7 @@ impl Writer {
         let v = format!("v{}", self.variables);
         let kinds = match (self.tame, several) {
             (true, true) => 12,
-            (true, false) => 17,
+            (true, false) => 19,
             (false, _) => 22,
         };
         let last = match self.rng.random_range(0..kinds) {
@@ -404,9 +468,20 @@ impl Writer {
                 out.push(format!("{v} := split({text}, \"/\")"));
                 format!("{v}[{}] >= {other}", self.rng.random_range(0..3))
             }
-            17 => format!("{v} := {one}"),
-            18 => format!("{v} = {one}"),
-            19 => format!("every {v} in {one} {{ {v} == {other} }}"),
+            17 | 18 => {
+                let over = self.fit("input.request.segments", |_| one);
+                let not = if self.one_in(4) { "not " } else { "" };
+                match self.rng.random_range(0..3) {
+                    0 => format!("every {v} in {over} {{ {v} == {other} }}"),
+                    1 => format!("every {v} in {over} {{ {not}f({v}); {v} != {other} }}"),
+                    _ => format!("every k{v}, {v} in {over} {{ {not}[k{v}, {v}] == {other} }}"),
+                }
+            }
+            19 => match self.rng.random_range(0..3) {
+                0 => format!("{v} := {one}"),
+                1 => format!("{v} = {one}"),
+                _ => format!("every {v} in {one} {{ x := {v}; x == {other} }}"),
+            },
             20 => format!("{one} % 2 < {other}"),
             _ => format!("\"x\", {one} in {other}"),
         };
@@ -484,8 +559,20 @@ impl Writer {
             rules.push(format!("s contains {member} {}", self.body(3, false)));
         }
         rules.push("s contains v if { some v in input.request.segments; v != \"y\" }".to_owned());
+        let tests = [
+            "x != \"y\"",
+            "x",
+            "startswith(x, \"x\")",
+            "x in data.m.list",
+            "not x == 1",
+        ];
+        let test = self.pick(&tests);
+        rules.push(format!("f(x) if {{ {test} }}"));
+        let value = self.pick(&["x + y", "[x, y]", "x", "\"x\""]);
+        let test = self.pick(&["x != y", "x > 1", "not y", "y in [x, 1]"]);
+        rules.push(format!("g(x, y) := {value} if {{ {test} }}"));
         if !self.tame {
-            rules.push("f(x) := y if { y := x }".to_owned());
+            rules.push("h(x) := y if { y := x }".to_owned());
         }
         rules.join("\n")
     }
@@ -543,7 +630,8 @@ impl Writer {
     }
 }
 
-/// `PORTCULLIS_POLICIES` asks for more policies than a test run has time for.
+/// `PORTCULLIS_POLICIES` asks for more policies than a test run has time for, from that numbered
+/// `PORTCULLIS_FIRST` on.
 #[test]
 fn both_engines_agree_on_generated_policies_made_of_what_is_on_the_list() {
     let count: u64 = std::env::var("PORTCULLIS_POLICIES")
@@ -554,7 +642,11 @@ fn both_engines_agree_on_generated_policies_made_of_what_is_on_the_list() {
         r#"{"m": {"x": "y", "list": ["x", 1], "true": 1, "1": "x"}, "n": {"x": "y", "y": ["x", 1], "z": 1}}"#,
     );
     let (mut inside, mut allowed, mut failed, mut differing) = (0, 0, 0, 0);
-    for seed in 0..count {
+    let first: u64 = std::env::var("PORTCULLIS_FIRST")
+        .ok()
+        .and_then(|first| first.parse().ok())
+        .unwrap_or(0);
+    for seed in first..first + count {
         let mut writer = Writer {
             rng: StdRng::seed_from_u64(seed),
             tame: seed % 4 != 0,
@@ -593,10 +685,13 @@ fn both_engines_agree_on_generated_policies_made_of_what_is_on_the_list() {
         "{inside} of {count} policies on the list, {allowed} times allowed, {failed} failed; off the list {differing} differences"
     );
     assert!(
-        inside > count / 8 && allowed > count / 8,
+        count < 100 || inside > count / 8 && allowed > count / 8,
         "{inside} inside, {allowed} allowed"
     );
-    assert!(differing > 0, "the writer has lost its teeth");
+    assert!(
+        count < 100 || differing > 0,
+        "the writer has lost its teeth"
+    );
 }
 
 fn yes(outcome: &Outcome) -> bool {
@@ -609,131 +704,6 @@ fn yes(outcome: &Outcome) -> bool {
         }
         Outcome::Error(_) | Outcome::Budget(_) | Outcome::Panic(_) => false,
     }
-}
-
-/// OPA's own conformance cases, where they lie beside the repository. Prints what became of them.
-#[test]
-fn no_case_of_opas_suite_is_allowed_that_opa_does_not_allow() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let Some(text) = ["../shared", "../../shared"]
-        .iter()
-        .find_map(|at| fs::read_to_string(root.join(at).join("vectors/opa/v1-cases.jsonl")).ok())
-    else {
-        println!("skipped: ../shared/vectors/opa/v1-cases.jsonl is not there");
-        return;
-    };
-    // The cases are others' code: a stack that is large, and a process that is a test's.
-    let worker = std::thread::Builder::new().stack_size(64 << 20);
-    let (classes, wrong) = worker.spawn(move || suite(&text)).unwrap().join().unwrap();
-    for (class, count) in &classes {
-        println!("{count:5}  {class}");
-    }
-    for line in &wrong {
-        println!("WRONG  {line}");
-    }
-    assert!(wrong.is_empty());
-}
-
-fn class(remark: &Remark) -> String {
-    let mut class = remark.message.clone();
-    for (from, to) in [('`', '`'), ('"', '"')] {
-        while let (Some(start), true) = (class.find(from), class.matches(from).count() >= 2) {
-            let end = start + 1 + class[start + 1..].find(to).unwrap();
-            class.replace_range(start..=end, "X");
-        }
-    }
-    class.chars().take(60).collect()
-}
-
-fn suite(text: &str) -> (BTreeMap<String, usize>, Vec<String>) {
-    let mut classes = BTreeMap::new();
-    let mut wrong = Vec::new();
-    for line in text.lines() {
-        let case: serde_json::Value = serde_json::from_str(line).unwrap();
-        let class = case_class(&case, &mut wrong);
-        *classes.entry(class).or_default() += 1;
-    }
-    (classes, wrong)
-}
-
-fn case_class(case: &serde_json::Value, wrong: &mut Vec<String>) -> String {
-    let note = case["note"].as_str().unwrap_or("");
-    let entry = case["query"].as_str().unwrap_or("").strip_suffix(" = x");
-    let Some(entry) = entry.filter(|e| e.starts_with("data.") && !e.contains(['[', ' ', ';']))
-    else {
-        return "not asked: the query is no rule".to_owned();
-    };
-    let input = match (case.get("input"), case["input_term"].as_str()) {
-        (Some(input), _) => Value::from_json_str(&input.to_string()).unwrap(),
-        (None, Some(term)) => match Value::from_json_str(term) {
-            Ok(input) => input,
-            Err(_) => return "not asked: the input is no JSON".to_owned(),
-        },
-        (None, None) => Value::Undefined,
-    };
-    let sources: Vec<Source> = case["modules"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .enumerate()
-        .map(|(i, text)| (format!("m{i}.rego"), text.as_str().unwrap_or("").to_owned()))
-        .collect();
-    if sources
-        .iter()
-        .any(|(_, text)| guard::examine(text).is_err())
-    {
-        return "refused: guard".to_owned();
-    }
-    let data = case.get("data").map_or_else(Value::new_object, |data| {
-        Value::from_json_str(&data.to_string()).unwrap()
-    });
-    let mut engine = match rego::parse(&sources, &data) {
-        Ok(engine) => engine,
-        Err(remarks) => return format!("refused: parser: {}", class(&remarks[0])),
-    };
-    let analysis = check::analyse(engine.get_modules(), entry);
-    if let Some(remark) = analysis.remarks.first() {
-        return format!("refused: check: {}", class(remark));
-    }
-    if !analysis.rules.contains(entry) {
-        return "refused: no such rule".to_owned();
-    }
-    if let Some(remark) = negation::check(engine.get_modules(), &data).first() {
-        return format!("refused: negation: {}", class(remark));
-    }
-    let interpreted = match program(&sources, &data, entry, false) {
-        Ok(program) => program,
-        Err(why) => {
-            return format!(
-                "refused: compiler: {}",
-                class(&Remark::from_engine("", &why))
-            );
-        }
-    };
-    let allowed_by_opa = case["want_result"]
-        .as_array()
-        .and_then(|results| results.first())
-        .is_some_and(|first| first["x"] == true || first["x"]["allow"] == true);
-    let expected = run(&interpreted, &input);
-    if yes(&expected) && !allowed_by_opa {
-        wrong.push(format!(
-            "{note}: the interpreter allows {expected:?}, OPA {}",
-            case["want_result"]
-        ));
-    }
-    if analysis.ref_head.is_some() || subset::outside(engine.get_modules(), &data).is_some() {
-        return "interpreter".to_owned();
-    }
-    let Ok(compiled) = program(&sources, &data, entry, true) else {
-        return "interpreter: the machine's compiler refuses".to_owned();
-    };
-    let found = run(&compiled, &input);
-    if !same(&expected, &found) {
-        wrong.push(format!(
-            "{note}: the interpreter {expected:?}, the machine {found:?}"
-        ));
-    }
-    "machine".to_owned()
 }
 
 /// The policy that the benches call ordinary, and what it looks up.
@@ -899,4 +869,25 @@ fn measure_the_ordinary_policy_on_both_engines() {
     };
     let (interpreter, rvm) = (time(false), time(true));
     println!("interpreter {interpreter:?}, bytecode machine {rvm:?}");
+}
+
+/// `PORTCULLIS_MODULE` and `PORTCULLIS_INPUT` name files: prints what both engines answer.
+#[test]
+#[ignore = "a tool"]
+fn what_both_engines_answer() {
+    let read = |name: &str| fs::read_to_string(std::env::var(name).unwrap()).unwrap();
+    let sources = [("p.rego".to_owned(), read("PORTCULLIS_MODULE"))];
+    let data = json(
+        r#"{"m": {"x": "y", "list": ["x", 1], "true": 1, "1": "x"}, "n": {"x": "y", "y": ["x", 1], "z": 1}}"#,
+    );
+    let input = json(&read("PORTCULLIS_INPUT"));
+    for rvm in [false, true] {
+        let program = program(&sources, &data, "data.p.allow", rvm).unwrap();
+        println!("{}: {:?}", program.engine(), run(&program, &input));
+        if let rego::Kind::Rvm(bytecode) = &program.kind {
+            for (at, instruction) in bytecode.instructions.iter().enumerate() {
+                println!("{at:4} {instruction:?}");
+            }
+        }
+    }
 }

@@ -10,6 +10,8 @@
 //!   where the machine fails;
 //! - before a loop, a check that there is something to go through: the machine takes a text for an
 //!   empty collection, the interpreter fails;
+//! - `input` and `data` are loaded where a body begins, if it would load them inside of a loop: after
+//!   a loop over nothing the machine took them for undefined;
 //! - a rule of several definitions does not stop at the first that holds: the interpreter goes on
 //!   to the others, and a failure there counts.
 //!
@@ -21,13 +23,18 @@
     reason = "a few instructions are rewritten; all others stay as they are"
 )]
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use anyhow::Result;
 use regorus::rvm::instructions::{BuiltinCallParams, Instruction};
 use regorus::rvm::program::{BuiltinInfo, Program};
 use regorus::unstable::{BUILTINS as ALL, BuiltinFcn, Expr, Ref, Span};
 use regorus::{LimitError, Value};
+
+use crate::authz::rego::host;
 
 type Function = fn(&Span, &[Ref<Expr>], &[Value], bool) -> Result<Value>;
 
@@ -53,20 +60,78 @@ macro_rules! guarded {
 }
 
 guarded![
+    // What a loop goes through: see `rewrite::EACH`.
+    "__builtin_sets.union",
     "abs",
+    "array.concat",
+    "array.reverse",
+    "array.slice",
+    "base64.decode",
+    "base64.encode",
+    "base64.is_valid",
+    "base64url.decode",
+    "base64url.encode",
+    "base64url.encode_no_pad",
+    "bits.and",
+    "bits.negate",
+    "bits.or",
+    "bits.rsh",
+    "bits.xor",
     "ceil",
     "concat",
     "contains",
     "count",
     "endswith",
     "floor",
+    "format_int",
+    "glob.quote_meta",
+    "graph.reachable",
+    "hex.decode",
+    "hex.encode",
+    "indexof",
+    "indexof_n",
+    "intersection",
+    "is_array",
+    "is_boolean",
+    "is_null",
+    "is_number",
+    "is_object",
+    "is_set",
+    "is_string",
+    "json.filter",
+    "json.is_valid",
+    "json.patch",
+    "json.remove",
     "lower",
+    "max",
+    "min",
     "net.cidr_contains",
+    "net.cidr_is_valid",
+    "object.filter",
+    "object.get",
+    "object.keys",
+    "object.remove",
+    "object.subset",
+    "object.union",
+    "object.union_n",
+    "product",
     "round",
+    "semver.compare",
+    "semver.is_valid",
+    "sort",
     "split",
     "startswith",
+    "strings.reverse",
+    "substring",
+    "sum",
+    "time.add_date",
     "time.clock",
     "time.date",
+    "time.diff",
+    "time.format",
+    "time.parse_duration_ns",
+    "time.parse_ns",
+    "time.parse_rfc3339_ns",
     "time.weekday",
     "trim",
     "trim_left",
@@ -74,7 +139,13 @@ guarded![
     "trim_right",
     "trim_space",
     "trim_suffix",
+    "type_name",
+    "union",
     "upper",
+    "urlquery.decode",
+    "urlquery.decode_object",
+    "urlquery.encode",
+    "urlquery.encode_object",
 ];
 
 /// The error that no rule swallows.
@@ -101,6 +172,21 @@ macro_rules! operation {
 }
 
 macro_rules! arithmetic {
+    ($method:ident, of_one) => {
+        operation!(
+            one,
+            other,
+            match (one, other) {
+                // Nothing is divided by zero, and no remainder is taken of fractions.
+                (Value::Number(one), Value::Number(other))
+                    if one.is_integer() && other.is_integer() && *other != 0u64.into() =>
+                {
+                    sure(one.clone().$method(other).map(Value::from))
+                }
+                _ => failed(),
+            }
+        )
+    };
     ($method:ident) => {
         operation!(
             one,
@@ -116,20 +202,89 @@ macro_rules! arithmetic {
     };
 }
 
+macro_rules! ordered {
+    ($is:ident) => {
+        operation!(
+            one,
+            other,
+            Ok(Value::from(ordering(one, other, &mut 0)?.$is()))
+        )
+    };
+}
+
+/// Most values that one comparison looks at: some 10 ms. A value that holds another twice, which holds
+/// a third twice, and so on, is small in memory and without end to whoever goes through it.
+const MAX_COMPARED: usize = 1 << 20;
+
+/// The error of a spent budget.
+fn spent() -> anyhow::Error {
+    let (elapsed, limit) = (Duration::ZERO, Duration::ZERO);
+    LimitError::TimeLimitExceeded { elapsed, limit }.into()
+}
+
+/// Compares as the engine does, and gives up where that would take long.
+fn ordering(one: &Value, other: &Value, seen: &mut usize) -> Result<Ordering> {
+    *seen += 1;
+    if *seen > MAX_COMPARED {
+        return Err(spent());
+    }
+    match (one, other) {
+        (Value::Array(one), Value::Array(other)) => {
+            if Arc::ptr_eq(one, other) {
+                return Ok(Ordering::Equal);
+            }
+            for (one, other) in one.iter().zip(other.iter()) {
+                match ordering(one, other, seen)? {
+                    Ordering::Equal => {}
+                    different => return Ok(different),
+                }
+            }
+            Ok(one.len().cmp(&other.len()))
+        }
+        (Value::Set(one), Value::Set(other)) => {
+            if Arc::ptr_eq(one, other) {
+                return Ok(Ordering::Equal);
+            }
+            for (one, other) in one.iter().zip(other.iter()) {
+                match ordering(one, other, seen)? {
+                    Ordering::Equal => {}
+                    different => return Ok(different),
+                }
+            }
+            Ok(one.len().cmp(&other.len()))
+        }
+        (Value::Object(one), Value::Object(other)) => {
+            if Arc::ptr_eq(one, other) {
+                return Ok(Ordering::Equal);
+            }
+            for ((key, value), (other_key, other_value)) in
+                one.iter_sorted().zip(other.iter_sorted())
+            {
+                match ordering(key, other_key, seen)? {
+                    Ordering::Equal => {}
+                    different => return Ok(different),
+                }
+                match ordering(value, other_value, seen)? {
+                    Ordering::Equal => {}
+                    different => return Ok(different),
+                }
+            }
+            Ok(one.len().cmp(&other.len()))
+        }
+        (Value::String(one), Value::String(other)) => {
+            *seen += one.len().min(other.len()) / 64;
+            Ok(one.cmp(other))
+        }
+        (one, other) => Ok(one.cmp(other)),
+    }
+}
+
 /// The builtins that stand in for instructions, after those that the program has.
-const OPERATIONS: [(&str, Function, u8); 8] = [
-    ("<", operation!(one, other, Ok(Value::from(one < other))), 2),
-    (
-        "<=",
-        operation!(one, other, Ok(Value::from(one <= other))),
-        2,
-    ),
-    (">", operation!(one, other, Ok(Value::from(one > other))), 2),
-    (
-        ">=",
-        operation!(one, other, Ok(Value::from(one >= other))),
-        2,
-    ),
+const OPERATIONS: [(&str, Function, u8); 12] = [
+    ("<", ordered!(is_lt), 2),
+    ("<=", ordered!(is_le), 2),
+    (">", ordered!(is_gt), 2),
+    (">=", ordered!(is_ge), 2),
     ("+", arithmetic!(add), 2),
     ("-", arithmetic!(sub), 2),
     ("*", arithmetic!(mul), 2),
@@ -141,9 +296,17 @@ const OPERATIONS: [(&str, Function, u8); 8] = [
         },
         1,
     ),
+    ("==", ordered!(is_eq), 2),
+    ("!=", ordered!(is_ne), 2),
+    ("/", arithmetic!(divide, of_one), 2),
+    ("%", arithmetic!(modulo, of_one), 2),
 ];
 /// Where the check of a loop stands among them.
 const COLLECTION: u16 = 7;
+/// Where the comparisons for equality stand, which take the place of instructions only where neither
+/// side is a small constant.
+const EQUAL: u16 = 8;
+const DIFFERENT: u16 = 9;
 
 /// Rewrites a program; an error when it holds what this does not know.
 pub(in crate::authz) fn rewrite(program: Arc<Program>) -> Result<Arc<Program>, String> {
@@ -159,7 +322,9 @@ pub(in crate::authz) fn rewrite(program: Arc<Program>) -> Result<Arc<Program>, S
         .iter()
         .zip(&mut program.resolved_builtins)
     {
-        if let Some(guard) = guard(&info.name) {
+        if let Some(host) = host::find(&info.name) {
+            resolved.0 = host.machine;
+        } else if let Some(guard) = guard(&info.name) {
             resolved.0 = guard;
         }
     }
@@ -183,10 +348,13 @@ const TOO_LARGE: &str = "the compiled policy is too large";
 fn instructions(program: &mut Program, first: u16) -> Result<(), String> {
     let old = std::mem::take(&mut program.instructions);
     let spans = std::mem::take(&mut program.instruction_spans);
+    let late = late_loads(&old);
     // Where each instruction went, or the check before it: jumps go there.
     let mut moved: Vec<usize> = Vec::with_capacity(old.len() + 1);
-    for (instruction, span) in old.into_iter().zip(spans) {
+    let mut small = Small::default();
+    for (at, (instruction, span)) in old.into_iter().zip(spans).enumerate() {
         moved.push(program.instructions.len());
+        small.see(&instruction, &program.literals);
         let replacement = match instruction {
             Instruction::Lt { dest, left, right } => Some((0, dest, [left, right])),
             Instruction::Le { dest, left, right } => Some((1, dest, [left, right])),
@@ -195,6 +363,14 @@ fn instructions(program: &mut Program, first: u16) -> Result<(), String> {
             Instruction::Add { dest, left, right } => Some((4, dest, [left, right])),
             Instruction::Sub { dest, left, right } => Some((5, dest, [left, right])),
             Instruction::Mul { dest, left, right } => Some((6, dest, [left, right])),
+            Instruction::Div { dest, left, right } => Some((10, dest, [left, right])),
+            Instruction::Mod { dest, left, right } => Some((11, dest, [left, right])),
+            Instruction::Eq { dest, left, right } if !small.contains(left, right) => {
+                Some((EQUAL, dest, [left, right]))
+            }
+            Instruction::Ne { dest, left, right } if !small.contains(left, right) => {
+                Some((DIFFERENT, dest, [left, right]))
+            }
             _ => None,
         };
         if let Some((operation, dest, [left, right])) = replacement {
@@ -228,7 +404,11 @@ fn instructions(program: &mut Program, first: u16) -> Result<(), String> {
             _ => {}
         }
         program.instructions.push(instruction);
-        program.instruction_spans.push(span);
+        program.instruction_spans.push(span.clone());
+        for load in late.get(&at).into_iter().flatten() {
+            program.instructions.push(*load);
+            program.instruction_spans.push(span.clone());
+        }
     }
     moved.push(program.instructions.len());
     if program.instructions.len() > Program::MAX_INSTRUCTIONS {
@@ -237,7 +417,65 @@ fn instructions(program: &mut Program, first: u16) -> Result<(), String> {
     jumps(program, &moved)
 }
 
-fn call(
+/// The loads of `input` and `data` in each body that stand inside of a loop, by the body's first
+/// instruction. The compiler loads each once and uses the register in the rest of the body, though a
+/// loop over nothing never came to the load: they are done at the beginning as well.
+fn late_loads(instructions: &[Instruction]) -> BTreeMap<usize, Vec<Instruction>> {
+    let mut late: BTreeMap<usize, Vec<Instruction>> = BTreeMap::new();
+    let (mut body, mut looped) = (None, false);
+    for (at, instruction) in instructions.iter().enumerate() {
+        match instruction {
+            Instruction::RuleInit { .. } => (body, looped) = (Some(at), false),
+            Instruction::RuleReturn {} => body = None,
+            Instruction::LoopStart { .. } | Instruction::ComprehensionBegin { .. } => looped = true,
+            Instruction::LoadInput { .. } | Instruction::LoadData { .. } if looped => {
+                if let Some(body) = body {
+                    late.entry(body).or_default().push(*instruction);
+                }
+            }
+            _ => {}
+        }
+    }
+    late
+}
+
+/// The registers that the last few instructions loaded with constants of no size. To be mistaken costs
+/// a bound, and changes no answer.
+#[derive(Default)]
+struct Small {
+    last: [Option<u8>; 2],
+}
+
+impl Small {
+    fn see(&mut self, instruction: &Instruction, literals: &[Value]) {
+        let loaded = match *instruction {
+            Instruction::Load { dest, literal_idx } => literals
+                .get(usize::from(literal_idx))
+                .filter(|value| {
+                    !matches!(value, Value::Array(_) | Value::Set(_) | Value::Object(_))
+                })
+                .map(|_| dest),
+            Instruction::LoadTrue { dest }
+            | Instruction::LoadFalse { dest }
+            | Instruction::LoadNull { dest }
+            | Instruction::LoadBool { dest, .. } => Some(dest),
+            Instruction::RuleInit { .. } | Instruction::LoopStart { .. } => {
+                self.last = [None, None];
+                None
+            }
+            _ => None,
+        };
+        if loaded.is_some() {
+            self.last = [loaded, self.last.first().copied().flatten()];
+        }
+    }
+
+    fn contains(&self, left: u8, right: u8) -> bool {
+        self.last.contains(&Some(left)) || self.last.contains(&Some(right))
+    }
+}
+
+pub(super) fn call(
     program: &mut Program,
     builtin_index: u16,
     dest: u8,
@@ -261,7 +499,7 @@ fn call(
 }
 
 /// Points everything that names an instruction to its new place.
-fn jumps(program: &mut Program, moved: &[usize]) -> Result<(), String> {
+pub(super) fn jumps(program: &mut Program, moved: &[usize]) -> Result<(), String> {
     let find = |at: usize| {
         let found = moved.get(at).copied();
         found.ok_or_else(|| "the compiled policy jumps out of itself".to_owned())

@@ -8,9 +8,17 @@
 #[cfg(test)]
 mod agreement;
 pub(in crate::authz) mod guarded;
+#[cfg(test)]
+mod hazards;
+pub(in crate::authz) mod host;
+mod memory;
+#[cfg(test)]
+mod opa;
+pub(in crate::authz) mod profile;
 pub(in crate::authz) mod subset;
 
-use std::num::{NonZeroU32, NonZeroU64};
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,9 +28,15 @@ use regorus::languages::rego::compiler::Compiler;
 use regorus::rvm::program::Program as Bytecode;
 use regorus::rvm::vm::{RegoVM, VmError};
 use regorus::utils::limits::ExecutionTimerConfig;
-use regorus::{Engine, LimitError, MemoryBudgetConfig, Value};
+use regorus::{Engine, LimitError, MemoryBudgetConfig, PolicyLengthConfig, Value};
 
+use crate::authz::published::InputDocument;
+use crate::authz::rego::host::Errors;
+use crate::authz::rego::memory::Watch;
+use crate::authz::rego::profile::{Ledger, Marked, Marks};
+use crate::authz::source::guard;
 use crate::authz::source::remark::Remark;
+use crate::authz::source::rewrite::{self, Map, Names, Style};
 
 /// How many instructions pass between two looks at the clock.
 const CLOCK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
@@ -51,35 +65,177 @@ pub(in crate::authz) enum Outcome {
     Panic(String),
 }
 
-/// Parses modules into an engine that holds this data; all files' mistakes at once.
+/// How modules are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::authz) struct Reading {
+    pub(in crate::authz) errors: Errors,
+    /// Whether somebody reads what `print` writes.
+    pub(in crate::authz) prints: bool,
+    /// What the policy sees.
+    pub(in crate::authz) document: InputDocument,
+}
+
+impl Default for Reading {
+    /// As a live policy is read.
+    fn default() -> Self {
+        Self {
+            errors: Errors::Deny,
+            prints: false,
+            document: InputDocument::default(),
+        }
+    }
+}
+
+impl Reading {
+    /// As a live policy with this document is read.
+    pub(in crate::authz) fn of(errors: Errors, document: InputDocument) -> Self {
+        Self {
+            errors,
+            document,
+            ..Self::default()
+        }
+    }
+}
+
+/// Leads from places in what the engine holds to the author's files.
+#[derive(Debug, Clone, Default)]
+pub(in crate::authz) struct Places {
+    files: BTreeMap<String, Map>,
+}
+
+impl Places {
+    /// The author's line and column.
+    pub(in crate::authz) fn author(&self, file: &str, at: (usize, usize)) -> (usize, usize) {
+        self.files.get(file).map_or(at, |map| map.place(at))
+    }
+
+    /// The remark at the author's place.
+    pub(in crate::authz) fn remark(&self, mut remark: Remark) -> Remark {
+        if let (Some(line), Some(column)) = (remark.line, remark.column) {
+            let (line, column) = self.author(&remark.file, (line, column));
+            (remark.line, remark.column) = (Some(line), Some(column));
+        }
+        remark
+    }
+}
+
+/// An engine with its modules, and where they came from.
+#[derive(Debug)]
+pub(in crate::authz) struct Parsed {
+    pub(in crate::authz) engine: Engine,
+    pub(in crate::authz) places: Places,
+}
+
+/// Parses live modules into an engine that holds this data; all files' mistakes at once.
 pub(in crate::authz) fn parse(sources: &[Source], data: &Value) -> Result<Engine, Vec<Remark>> {
-    let mut engine = Engine::new();
-    engine.set_strict_builtin_errors(true);
-    engine.set_gather_prints(true);
+    read(sources, data, Reading::default()).map(|parsed| parsed.engine)
+}
+
+/// Parses and rewrites modules, so that the engine answers as OPA does.
+pub(in crate::authz) fn read(
+    sources: &[Source],
+    data: &Value,
+    reading: Reading,
+) -> Result<Parsed, Vec<Remark>> {
     let mut remarks = Vec::new();
+    let mut places = Places::default();
+    let mut first = empty();
+    let mut names = Names::default();
+    let mut texts: Vec<(&String, String)> = Vec::new();
     for (file, text) in sources {
-        // A parser that panics is a parse error like another.
-        let parsed = catch_unwind(AssertUnwindSafe(|| {
-            engine.add_policy(file.clone(), text.clone())
-        }));
-        match parsed {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => remarks.push(Remark::from_engine(file, &error.to_string())),
-            Err(_) => remarks.push(Remark::error(
-                file,
-                None,
-                "the parser panicked",
-                "simplify the module",
-            )),
+        let (map, text) = match rewrite::templates(text) {
+            Ok(made) => made,
+            Err(at) => {
+                remarks.push(Remark::error(
+                    file,
+                    Some(at),
+                    "the template string does not end, or is nested too deep",
+                    "close it with the sign that opened it",
+                ));
+                continue;
+            }
+        };
+        if !map.is_empty()
+            && let Err(finding) = guard::examine(&text)
+        {
+            let at = finding.line.zip(finding.column);
+            let at = at.map(|at| map.place(at));
+            remarks.push(Remark::error(file, at, finding.message, finding.help));
+            continue;
+        }
+        if let Some(remark) = added(&mut first, file, &text) {
+            places.files.insert(file.clone(), map);
+            remarks.push(places.remark(remark));
+            continue;
+        }
+        places.files.insert(file.clone(), map);
+        texts.push((file, text));
+    }
+    if !remarks.is_empty() {
+        return Err(remarks);
+    }
+    for module in first.get_modules().iter() {
+        rewrite::declare(module, &mut names);
+    }
+    let style = Style {
+        prints: reading.prints,
+        undefined: reading.errors == Errors::Undefined,
+        document: reading.document,
+    };
+    let mut engine = empty();
+    engine.set_strict_builtin_errors(reading.errors == Errors::Deny);
+    engine.set_gather_prints(true);
+    host::install(&mut engine, reading.errors);
+    for ((file, text), module) in texts.iter().zip(first.get_modules().iter()) {
+        let map = places.files.remove(*file).unwrap_or_default();
+        let (made, refused) = rewrite::module(module, text, &names, style, &map);
+        for (at, message, help) in refused {
+            remarks.push(Remark::error(file, Some(at), message, help));
+        }
+        let (map, text) = match &made {
+            Some((map, text)) => (map.clone(), text),
+            None => (map, text),
+        };
+        places.files.insert((*file).clone(), map);
+        if let Some(remark) = added(&mut engine, file, text) {
+            remarks.push(places.remark(remark));
         }
     }
     if let Err(error) = engine.add_data(data.clone()) {
         remarks.push(Remark::from_engine("", &error.to_string()));
     }
     if remarks.is_empty() {
-        Ok(engine)
+        Ok(Parsed { engine, places })
     } else {
         Err(remarks)
+    }
+}
+
+/// What the author wrote was measured by `guard`; what is made of it may be longer.
+fn empty() -> Engine {
+    let mut engine = Engine::new();
+    engine.set_policy_length_config(PolicyLengthConfig {
+        max_col: NonZeroU32::MAX,
+        max_file_bytes: NonZeroUsize::MAX,
+        max_lines: NonZeroUsize::MAX,
+    });
+    engine
+}
+
+fn added(engine: &mut Engine, file: &str, text: &str) -> Option<Remark> {
+    // A parser that panics is a parse error like another.
+    let parsed = catch_unwind(AssertUnwindSafe(|| {
+        engine.add_policy(file.to_owned(), text.to_owned())
+    }));
+    match parsed {
+        Ok(Ok(_)) => None,
+        Ok(Err(error)) => Some(Remark::from_engine(file, &error.to_string())),
+        Err(_) => Some(Remark::error(
+            file,
+            None,
+            "the parser panicked",
+            "simplify the module",
+        )),
     }
 }
 
@@ -89,6 +245,10 @@ pub(in crate::authz) struct Program {
     id: u64,
     pub(in crate::authz) kind: Kind,
     setup: Arc<Setup>,
+    /// The same program with marks, to see what its rules cost; `None` where there was no room, and
+    /// on the interpreter.
+    marked: Option<Marked>,
+    ledger: Ledger,
 }
 
 /// What a machine is made from.
@@ -122,6 +282,8 @@ impl Program {
             id: next_id(),
             kind: Kind::Interpreter,
             setup: Setup::new(engine, entrypoint, limits),
+            marked: None,
+            ledger: Ledger::default(),
         })
     }
 
@@ -140,9 +302,14 @@ impl Program {
         }))
         .map_err(|_| "the compiler panicked".to_owned())?
         .map_err(|error| error.to_string())?;
+        let places = profile::places(engine.get_modules());
+        let bytecode = guarded::rewrite(bytecode)?;
+        let marked = profile::mark(&bytecode, Marks::Rules, &places).ok();
         let program = Self {
             id: next_id(),
-            kind: Kind::Rvm(guarded::rewrite(bytecode)?),
+            ledger: Ledger::new(marked.as_ref().map_or(&[], |marked| &marked.rules)),
+            marked,
+            kind: Kind::Rvm(bytecode),
             setup: Setup::new(engine, entrypoint, limits),
         };
         // Rules and data at the same path show only here.
@@ -152,6 +319,36 @@ impl Program {
     /// A number that no other program of this process has or will have.
     pub(in crate::authz) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// What a decision costs, in steps that are the same each time.
+    pub(in crate::authz) fn steps(&self, input: &Value) -> Result<profile::Steps, String> {
+        match &self.kind {
+            Kind::Rvm(bytecode) => profile::count_instructions(&self.setup, bytecode, input),
+            Kind::Interpreter => {
+                let entry = &self.setup.entrypoint;
+                let total = profile::count_steps(&self.setup.engine, input, entry)?;
+                Ok(profile::Steps {
+                    total,
+                    rules: Vec::new(),
+                })
+            }
+        }
+    }
+
+    /// Whether its evaluations can be watched.
+    pub(in crate::authz) fn can_be_watched(&self) -> bool {
+        self.marked.is_some()
+    }
+
+    /// What its rules cost, as far as it was watched.
+    pub(in crate::authz) fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// What `data` holds beside the rules.
+    pub(in crate::authz) fn data(&self) -> &Value {
+        &self.setup.data
     }
 
     /// `rvm` or `interpreter`.
@@ -186,12 +383,16 @@ impl Setup {
     }
 
     fn vm(&self, bytecode: &Arc<Bytecode>) -> Result<Box<RegoVM>, String> {
+        self.vm_within(bytecode, self.limits.instructions)
+    }
+
+    fn vm_within(&self, bytecode: &Arc<Bytecode>, most: usize) -> Result<Box<RegoVM>, String> {
         let mut vm = RegoVM::new();
         vm.load_program(Arc::clone(bytecode));
         vm.set_data(self.data.clone())
             .map_err(|error| error.to_string())?;
         vm.set_strict_builtin_errors(true);
-        vm.set_max_instructions(self.limits.instructions);
+        vm.set_max_instructions(most);
         vm.set_execution_timer_config(Some(self.timer()));
         let limit = self.limits.memory;
         vm.set_memory_budget_config(Some(MemoryBudgetConfig { limit }));
@@ -205,8 +406,7 @@ impl Setup {
     }
 }
 
-/// The interpreter counts no memory, so it looks at the clock at every step: a value that doubles
-/// step by step is stopped by the time that copying it takes.
+/// The interpreter counts no steps, so it looks at the clock at every one: work is what takes time.
 fn allow(engine: &mut Engine, time: Duration) {
     engine.set_execution_timer_config(ExecutionTimerConfig {
         limit: time,
@@ -238,8 +438,29 @@ impl Machine {
         Ok(Self { running, setup })
     }
 
+    /// A machine that tells [`profile`] which rule runs; `None` when the program has no marks.
+    pub(in crate::authz) fn watched(program: &Program) -> Option<Self> {
+        let marked = Arc::clone(&program.marked.as_ref()?.program);
+        let setup = Arc::clone(&program.setup);
+        // Each mark is an instruction too, and there are fewer of them than of the others.
+        let most = setup.limits.instructions.saturating_mul(2);
+        let vm = setup.vm_within(&marked, most).ok()?;
+        let running = Running::Rvm(vm, marked, None);
+        Some(Self { running, setup })
+    }
+
     /// Evaluates the entry point. After anything but an answer the machine must not be used again.
     pub(in crate::authz) fn run(&mut self, input: Value) -> Outcome {
+        let _ = host::spent();
+        let outcome = self.evaluate(input);
+        // Whatever a rule made of the failure.
+        match host::spent() {
+            Some(why) => Outcome::Budget(why),
+            None => outcome,
+        }
+    }
+
+    fn evaluate(&mut self, input: Value) -> Outcome {
         // Unwind safety: a machine that panicked is thrown away by the caller.
         let run = catch_unwind(AssertUnwindSafe(|| match &mut self.running {
             Running::Rvm(vm, bytecode, interpreter) => {
@@ -258,38 +479,62 @@ impl Machine {
                 };
                 let engine = interpreter.get_or_insert_with(|| self.setup.interpreter());
                 // Both together have the time of one.
-                allow(
-                    engine,
-                    self.setup.limits.time.saturating_sub(begun.elapsed()),
-                );
-                asked(engine, input, &self.setup.entrypoint)
+                asked(engine, input, &self.setup, begun)
             }
-            Running::Interpreter(engine) => asked(engine, input, &self.setup.entrypoint),
+            Running::Interpreter(engine) => asked(engine, input, &self.setup, Instant::now()),
         }));
         run.unwrap_or_else(|payload| Outcome::Panic(panic_text(payload.as_ref())))
     }
 }
 
-fn asked(engine: &mut Engine, input: Value, entrypoint: &str) -> Outcome {
-    let outcome = evaluate(engine, input, entrypoint);
+/// Asks the interpreter, within the limits of a decision that began then.
+fn asked(engine: &mut Engine, input: Value, setup: &Setup, begun: Instant) -> Outcome {
+    let mut asked = || {
+        allow(engine, setup.limits.time.saturating_sub(begun.elapsed()));
+        let watch = Watch::begin(setup.limits.memory);
+        let outcome = evaluated(engine, input.clone(), &setup.entrypoint);
+        (outcome, watch.passed())
+    };
+    let (outcome, passed) = asked();
+    let outcome = match outcome {
+        // The memory that others took meanwhile: see `memory`.
+        Err(Stopped::Memory(_)) if !passed => asked().0,
+        outcome => outcome,
+    };
     engine.set_input(Value::Null);
-    outcome
+    match outcome {
+        Ok(value) => Outcome::Answer(value),
+        Err(Stopped::Time(why) | Stopped::Memory(why)) => Outcome::Budget(why),
+        Err(Stopped::Failed(why)) => Outcome::Error(why),
+    }
+}
+
+/// Why the interpreter gave no answer.
+enum Stopped {
+    Time(String),
+    Memory(String),
+    Failed(String),
 }
 
 /// Evaluates a rule on the interpreter; panics pass through.
 pub(in crate::authz) fn evaluate(engine: &mut Engine, input: Value, rule: &str) -> Outcome {
-    engine.set_input(input);
-    match engine.eval_rule(rule.to_owned()) {
+    match evaluated(engine, input, rule) {
         Ok(value) => Outcome::Answer(value),
-        Err(error) => match error.downcast_ref::<LimitError>() {
-            Some(LimitError::TimeLimitExceeded { .. } | LimitError::MemoryLimitExceeded { .. }) => {
-                Outcome::Budget(detail(&error.to_string()))
-            }
-            Some(LimitError::RegexSizeLimitExceeded { .. }) | None => {
-                Outcome::Error(detail(&error.to_string()))
-            }
-        },
+        Err(Stopped::Time(why) | Stopped::Memory(why)) => Outcome::Budget(why),
+        Err(Stopped::Failed(why)) => Outcome::Error(why),
     }
+}
+
+fn evaluated(engine: &mut Engine, input: Value, rule: &str) -> Result<Value, Stopped> {
+    engine.set_input(input);
+    engine.eval_rule(rule.to_owned()).map_err(|error| {
+        let text = detail(&error.to_string());
+        match error.downcast_ref::<LimitError>() {
+            Some(LimitError::TimeLimitExceeded { .. }) => Stopped::Time(text),
+            Some(LimitError::MemoryLimitExceeded { .. }) => Stopped::Memory(text),
+            Some(LimitError::RegexSizeLimitExceeded { .. }) | None => Stopped::Failed(text),
+        }
+    })
 }
 
 #[expect(
@@ -301,8 +546,9 @@ fn of_vm(error: VmError) -> Outcome {
     match error {
         VmError::InstructionLimitExceeded { .. }
         | VmError::TimeLimitExceeded { .. }
-        | VmError::MemoryLimitExceeded { .. }
         | VmError::MemoryBudgetExceeded { .. } => Outcome::Budget(text),
+        // `MemoryLimitExceeded` is the whole process's: an evaluation of another core's interpreter.
+        // Ours asks the interpreter then, as after a failure.
         _ => Outcome::Error(text),
     }
 }
@@ -326,7 +572,7 @@ pub(in crate::authz) fn detail(text: &str) -> String {
     line
 }
 
-fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
+pub(in crate::authz) fn panic_text(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())

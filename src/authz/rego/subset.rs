@@ -15,48 +15,26 @@
 //!
 //! Generated inputs cannot be trusted to find each such case of each policy, so what is not listed
 //! here runs on the interpreter. The list holds what does not depend on these, and of what can fail
-//! only what `guarded` rewrites so that no failure is swallowed: order, arithmetic, some builtins,
-//! and loops. A property test compares the engines on generated policies and has to find them equal.
+//! only what `guarded` rewrites so that no failure is swallowed: order, arithmetic, builtins, and loops. A property test compares the engines on generated policies and has to find them equal.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "what is not named is not allowed"
 )]
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use regorus::Value;
 use regorus::unstable::{
-    ArithOp, AssignOp, BUILTINS, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign,
-    RuleHead, Span,
+    AssignOp, Expr, Literal, LiteralStmt, Module, Query, Ref, Rule, RuleAssign, RuleHead, Span,
 };
 
-use crate::authz::rego::guarded;
+use crate::authz::published::InputDocument;
+use crate::authz::rego::{guarded, host};
 use crate::authz::source::hazard;
 use crate::authz::source::syntax::{Part, chain, literal, place};
 use crate::document;
-
-/// Members of the input document that are there on each request, and are texts.
-pub(in crate::authz) const TEXTS: &[&str] = &[
-    "request.host",
-    "request.id",
-    "request.method",
-    "request.path",
-    "request.protocol",
-    "request.received_at",
-    "request.scheme",
-    "route.name",
-    "source.address",
-];
-
-/// Members of the input document that are there on each request, and can be gone through.
-pub(in crate::authz) const COLLECTIONS: &[&str] = &[
-    "request.headers",
-    "request.query",
-    "request.segments",
-    "route.labels",
-    "route.params",
-];
 
 /// The first form of a policy that is not on the list.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,15 +60,20 @@ struct Facts {
 type Found = Result<(), (Span, &'static str)>;
 
 /// The first form in the rules of these modules that is not on the list, if there is one.
-pub(in crate::authz) fn outside(modules: &[Ref<Module>], data: &Value) -> Option<Outside> {
+pub(in crate::authz) fn outside_with(
+    modules: &[Ref<Module>],
+    data: &Value,
+    document: InputDocument,
+) -> Option<Outside> {
     let mut rules: BTreeMap<Vec<String>, Facts> = BTreeMap::new();
     for module in modules {
         for rule in &module.policy {
             declare(&package_of(module), rule, &mut rules);
         }
     }
+    let tables = Tables::default();
     modules.iter().find_map(|module| {
-        let (span, what) = Reader::new(module, modules, &rules, data)
+        let (span, what) = Reader::new(module, modules, &rules, (data, &tables), document)
             .module(module)
             .err()?;
         Some(Outside {
@@ -99,6 +82,12 @@ pub(in crate::authz) fn outside(modules: &[Ref<Module>], data: &Value) -> Option
             what,
         })
     })
+}
+
+/// [`outside_with`] for our own document.
+#[cfg(test)]
+pub(in crate::authz) fn outside(modules: &[Ref<Module>], data: &Value) -> Option<Outside> {
+    outside_with(modules, data, InputDocument::default())
 }
 
 fn package_of(module: &Module) -> Vec<String> {
@@ -130,9 +119,9 @@ fn declare(package: &[String], rule: &Rule, rules: &mut BTreeMap<Vec<String>, Fa
             facts.set = true;
             return;
         }
-        RuleHead::Func { .. } => {
+        RuleHead::Func { assign, .. } => {
             facts.function = true;
-            None
+            assign.as_ref()
         }
     };
     for value in values(first, bodies.iter().map(|body| body.assign.as_ref())) {
@@ -159,9 +148,15 @@ fn values<'r>(
     values
 }
 
+/// What is known of tables in the data, by their paths: large ones are gone through once.
+type Tables = RefCell<BTreeMap<Vec<String>, bool>>;
+
+#[derive(Clone)]
 struct Reader<'p> {
     rules: &'p BTreeMap<Vec<String>, Facts>,
     data: &'p Value,
+    document: InputDocument,
+    tables: &'p Tables,
     package: Vec<String>,
     aliases: BTreeMap<String, Vec<String>>,
     /// Variables of the body at hand.
@@ -170,6 +165,8 @@ struct Reader<'p> {
     ready: BTreeSet<String>,
     /// Those among them that hold what a builtin made: no part of the data.
     made: BTreeSet<String>,
+    /// Rules without which the body at hand fails.
+    needed: BTreeSet<String>,
 }
 
 impl<'p> Reader<'p> {
@@ -177,7 +174,8 @@ impl<'p> Reader<'p> {
         module: &Module,
         modules: &[Ref<Module>],
         rules: &'p BTreeMap<Vec<String>, Facts>,
-        data: &'p Value,
+        (data, tables): (&'p Value, &'p Tables),
+        document: InputDocument,
     ) -> Self {
         let package = package_of(module);
         // The machine knows one set of imports per package.
@@ -202,16 +200,20 @@ impl<'p> Reader<'p> {
         Self {
             rules,
             data,
+            document,
+            tables,
             package,
             aliases,
             locals: BTreeSet::new(),
             ready: BTreeSet::new(),
             made: BTreeSet::new(),
+            needed: BTreeSet::new(),
         }
     }
 
     fn module(&mut self, module: &Module) -> Found {
         for rule in &module.policy {
+            self.needed.clear();
             self.locals.clear();
             self.ready.clear();
             self.made.clear();
@@ -239,6 +241,7 @@ impl<'p> Reader<'p> {
                 }
             }
             Rule::Spec { span, head, bodies } => {
+                let mut parameters: &[Ref<Expr>] = &[];
                 let assign = match head {
                     RuleHead::Compr { refr, assign, .. } => {
                         self.name(refr)?;
@@ -253,7 +256,14 @@ impl<'p> Reader<'p> {
                             bodies.len(),
                         );
                     }
-                    RuleHead::Func { .. } => return Err((span.clone(), "a function")),
+                    RuleHead::Func {
+                        refr, args, assign, ..
+                    } => {
+                        self.name(refr)?;
+                        self.parameters(args)?;
+                        parameters = args;
+                        assign.as_ref()
+                    }
                 };
                 if bodies.iter().skip(1).any(|body| !body.is_else) {
                     return Err((span.clone(), "a rule of several bodies"));
@@ -267,7 +277,12 @@ impl<'p> Reader<'p> {
                     self.locals.clear();
                     self.ready.clear();
                     self.made.clear();
+                    self.parameters(parameters)?;
                     self.query(&body.query, several)?;
+                    self.needed = value.map_or_else(BTreeSet::new, |value| {
+                        let names = variables(value).into_iter();
+                        names.filter(|name| needs(&body.query, name)).collect()
+                    });
                     self.values(&[value], several)?;
                 }
                 Ok(())
@@ -288,7 +303,8 @@ impl<'p> Reader<'p> {
         let Some(facts) = self.rules.get(&path) else {
             return Err((span.clone(), "a rule that cannot be found"));
         };
-        if facts.function || facts.set && (facts.default || !facts.values.is_empty()) {
+        let kinds = usize::from(facts.function) + usize::from(facts.set);
+        if kinds > 1 || facts.set && (facts.default || !facts.values.is_empty()) {
             return Err((span.clone(), "a name that stands for two things"));
         }
         if !facts.set
@@ -305,6 +321,37 @@ impl<'p> Reader<'p> {
             || self.aliases.contains_key(span.text())
         {
             return Err((span.clone(), "a name that stands for two things"));
+        }
+        Ok(())
+    }
+
+    /// The parameters of a function: names, which have a value when it runs.
+    fn parameters(&mut self, args: &[Ref<Expr>]) -> Found {
+        for arg in args {
+            let Expr::Var { span, .. } = arg.as_ref() else {
+                return Err((arg.span().clone(), "a pattern in the place of a parameter"));
+            };
+            if span.text() == "_" {
+                return Err((span.clone(), "a parameter without a name"));
+            }
+            self.local(arg)?;
+            self.ready.insert(span.text().to_owned());
+        }
+        Ok(())
+    }
+
+    /// What stands in a scope of its own: a comprehension, or the body of an `every`.
+    fn inside(&self, names: &[&Span], query: &Query, terms: &[&Expr]) -> Found {
+        let mut inner = self.clone();
+        for name in names {
+            inner.variable(name)?;
+            inner.ready.insert(name.text().to_owned());
+        }
+        inner.query(query, false)?;
+        for term in terms {
+            inner.value(term)?;
+            // An undefined one is put into the collection, by one engine only.
+            inner.always(term)?;
         }
         Ok(())
     }
@@ -404,6 +451,10 @@ impl<'p> Reader<'p> {
                 "a pattern in the place of a variable",
             ));
         };
+        self.variable(span)
+    }
+
+    fn variable(&mut self, span: &Span) -> Found {
         let name = span.text();
         if name == "_" {
             return Ok(());
@@ -422,7 +473,17 @@ impl<'p> Reader<'p> {
     fn statement(&self, statement: &LiteralStmt, query: &Query) -> Found {
         match &statement.literal {
             Literal::SomeVars { span, .. } => Err((span.clone(), "`some` without `in`")),
-            Literal::Every { span, .. } => Err((span.clone(), "`every`")),
+            Literal::Every {
+                key,
+                value,
+                domain,
+                query,
+                ..
+            } => {
+                self.value(domain)?;
+                let names: Vec<&Span> = key.iter().chain([value]).collect();
+                self.inside(&names, query, &[])
+            }
             Literal::SomeIn { collection, .. } => self.value(collection),
             Literal::NotExpr { expr, .. } => self.condition(expr),
             Literal::Expr { expr, .. } => match expr.as_ref() {
@@ -490,14 +551,12 @@ impl<'p> Reader<'p> {
                 Ok(())
             }
             Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. } => self.reference(expr),
-            Expr::ArithExpr {
-                op: ArithOp::Add | ArithOp::Sub | ArithOp::Mul,
-                lhs,
-                rhs,
-                ..
-            } => {
+            Expr::ArithExpr { lhs, rhs, .. } => {
                 self.value(lhs)?;
                 self.value(rhs)
+            }
+            Expr::ArrayCompr { term, query, .. } | Expr::SetCompr { term, query, .. } => {
+                self.inside(&[], query, &[term])
             }
             Expr::Call {
                 span, fcn, params, ..
@@ -554,11 +613,7 @@ impl<'p> Reader<'p> {
             Part::Name(_) => true,
             Part::Dynamic(index) => self.never_number(index),
         });
-        let table = full
-            .iter()
-            .skip(1)
-            .try_fold(self.data, |value, name| document::member(value, name));
-        if texts || !table.is_some_and(|table| numbered(table, 0)) {
+        if texts || !self.has_numbers(&full) {
             Ok(())
         } else {
             Err((
@@ -568,35 +623,43 @@ impl<'p> Reader<'p> {
         }
     }
 
+    /// Whether the table at this path of the data has names that are written like other values.
+    fn has_numbers(&self, full: &[String]) -> bool {
+        if let Some(known) = self.tables.borrow().get(full) {
+            return *known;
+        }
+        let table = full
+            .iter()
+            .skip(1)
+            .try_fold(self.data, |value, name| document::member(value, name));
+        let numbers = table.is_some_and(|table| numbered(table, 0));
+        self.tables.borrow_mut().insert(full.to_vec(), numbers);
+        numbers
+    }
+
     fn call(&self, span: &Span, fcn: &Expr, params: &[Ref<Expr>]) -> Found {
         let refused = Err((span.clone(), "a function or builtin that may fail"));
         let Some(name) = chain(fcn).prefix() else {
             return refused;
         };
-        if name
+        if let Some(full) = name
             .first()
-            .is_some_and(|root| self.full(std::slice::from_ref(root)).is_some())
+            .and_then(|root| self.full(std::slice::from_ref(root)))
         {
-            return refused;
+            let mut full = full;
+            full.extend(name.iter().skip(1).cloned());
+            let facts = self.rules.get(&full);
+            if !facts.is_some_and(|facts| facts.function && !facts.default) {
+                return refused;
+            }
+            return params.iter().try_for_each(|param| self.value(param));
         }
         let name = name.join(".");
-        if guarded::BUILTINS.contains(&name.as_str()) {
-            let arity = BUILTINS.get(name.as_str()).map(|(_, arity)| *arity);
-            if arity.map(usize::from) == Some(params.len()) {
-                return params.iter().try_for_each(|param| self.value(param));
-            }
-            return refused;
+        let known = guarded::BUILTINS.contains(&name.as_str()) || host::find(&name).is_some();
+        if known && host::arity(&name).map(usize::from) == Some(params.len()) {
+            return params.iter().try_for_each(|param| self.value(param));
         }
-        match params {
-            [format, values] if name == "sprintf" => {
-                let verbs = hazard::string(Some(format)).and_then(verbs);
-                match values.as_ref() {
-                    Expr::Array { items, .. } if verbs == Some(items.len()) => self.value(values),
-                    _ => refused,
-                }
-            }
-            _ => refused,
-        }
+        refused
     }
 
     /// The full path of what is no variable: a rule, or what an import names.
@@ -644,15 +707,20 @@ impl<'p> Reader<'p> {
         hazard::string(Some(expr)).is_some()
             || self
                 .of_input(expr)
-                .is_some_and(|path| TEXTS.contains(&path.as_str()))
+                .is_some_and(|path| self.document.is_text(&path))
     }
 
     /// A text, or undefined.
     fn never_number(&self, expr: &Expr) -> bool {
         self.text(expr)
-            || self.of_input(expr).is_some_and(|path| {
-                path.starts_with("route.params.") || path.starts_with("request.headers.")
-            })
+            || self
+                .of_input(expr)
+                .is_some_and(|path| self.document.is_text_or_absent(&path))
+    }
+
+    fn is_function(&self, fcn: &Expr) -> bool {
+        let root = chain(fcn).prefix().and_then(|names| names.first().cloned());
+        root.is_none_or(|root| self.full(std::slice::from_ref(&root)).is_some())
     }
 
     fn whole_rule(&self, expr: &Expr) -> Option<&Facts> {
@@ -682,16 +750,21 @@ impl<'p> Reader<'p> {
                 self.always(lhs)?;
                 return self.always(rhs);
             }
-            // One that has no answer fails.
-            Expr::Call { params, .. } => {
+            // A builtin that has no answer fails.
+            Expr::Call { fcn, params, .. } if !self.is_function(fcn) => {
                 return params.iter().try_for_each(|param| self.always(param));
             }
-            Expr::Var { span, .. } if self.locals.contains(span.text()) => true,
+            Expr::ArrayCompr { .. } | Expr::SetCompr { .. } => true,
+            Expr::Var { span, .. }
+                if self.locals.contains(span.text()) || self.needed.contains(span.text()) =>
+            {
+                true
+            }
             Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. } => {
                 self.whole_rule(expr)
                     .is_some_and(|facts| facts.default || facts.set)
                     || self.of_input(expr).is_some_and(|path| {
-                        TEXTS.contains(&path.as_str()) || COLLECTIONS.contains(&path.as_str())
+                        self.document.is_text(&path) || self.document.is_collection(&path)
                     })
             }
             other => literal(other).is_some(),
@@ -701,6 +774,22 @@ impl<'p> Reader<'p> {
         } else {
             Err((expr.span().clone(), "a value that may be undefined"))
         }
+    }
+}
+
+/// The names that a value is made of, as far as they stand alone.
+fn variables(expr: &Expr) -> Vec<String> {
+    match expr {
+        Expr::Var { span, .. } => vec![span.text().to_owned()],
+        Expr::Array { items, .. } | Expr::Set { items, .. } => {
+            items.iter().flat_map(|item| variables(item)).collect()
+        }
+        Expr::Object { fields, .. } => {
+            let values = fields.iter().map(|(_, _, value)| value);
+            values.flat_map(|value| variables(value)).collect()
+        }
+        Expr::Call { params, .. } => params.iter().flat_map(|p| variables(p)).collect(),
+        _ => Vec::new(),
     }
 }
 
@@ -734,7 +823,7 @@ fn undefined_without(expr: &Expr, name: &str) -> bool {
         Expr::ArithExpr { lhs, rhs, .. } => {
             undefined_without(lhs, name) || undefined_without(rhs, name)
         }
-        // Functions are not on the list, so this is a builtin.
+        // Functions and builtins alike.
         Expr::Call { params, .. } => params.iter().any(|param| undefined_without(param, name)),
         Expr::Array { items, .. } | Expr::Set { items, .. } => {
             items.iter().any(|item| undefined_without(item, name))
@@ -750,9 +839,7 @@ fn numbered(value: &Value, depth: usize) -> bool {
     }
     if let Ok(object) = value.as_object() {
         return object.iter().any(|(key, value)| {
-            document::text(key)
-                .is_none_or(|key| serde_json::from_str::<serde_json::Value>(key).is_ok())
-                || numbered(value, depth + 1)
+            document::text(key).is_none_or(|key| is_json(key)) || numbered(value, depth + 1)
         });
     }
     value
@@ -760,31 +847,18 @@ fn numbered(value: &Value, depth: usize) -> bool {
         .is_ok_and(|items| items.iter().any(|item| numbered(item, depth + 1)))
 }
 
-/// How many values a format takes, when it only has verbs that take any value.
-fn verbs(format: &str) -> Option<usize> {
-    let mut rest = format;
-    let mut count = 0;
-    while let Some(at) = rest.find('%') {
-        let after = rest.get(at + 1..)?;
-        match after.chars().next()? {
-            's' | 'v' => count += 1,
-            '%' => {}
-            _ => return None,
-        }
-        rest = after.get(1..)?;
-    }
-    Some(count)
+/// Whether a text is a value written as JSON. Most names are not, by their first letter.
+fn is_json(text: &str) -> bool {
+    let first = text.trim_ascii_start().bytes().next();
+    first.is_some_and(|byte| b"-{[\"tfn".contains(&byte) || byte.is_ascii_digit())
+        && serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
 fn kind(expr: &Expr) -> &'static str {
     match expr {
-        Expr::ArrayCompr { .. } | Expr::SetCompr { .. } | Expr::ObjectCompr { .. } => {
-            "a comprehension"
-        }
+        Expr::ObjectCompr { .. } => "a comprehension of an object",
         Expr::BoolExpr { .. } => "a comparison inside a value",
-        Expr::ArithExpr { .. } | Expr::UnaryExpr { .. } => {
-            "a division, a remainder or a minus sign"
-        }
+        Expr::UnaryExpr { .. } => "a minus sign",
         Expr::BinExpr { .. } => "a union or intersection",
         Expr::AssignExpr { .. } => "a `=`, or a `:=` inside a value",
         Expr::Membership { .. } => "`in` with a key, or inside a value",

@@ -188,7 +188,9 @@ mod tests {
             modules: vec![("p.rego".to_owned(), text.to_owned())],
             data: "{}".to_owned(),
             entrypoint: "data.p.allow".to_owned(),
+            input: crate::authz::InputDocument::default(),
             instructions: 100_000,
+            errors: Default::default(),
             seed: 1,
         }
     }

@@ -11,63 +11,12 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use regorus::Value;
 
-use crate::authz::rego::subset;
+use crate::authz::published::InputDocument;
 use crate::authz::source::check::Analysis;
 use crate::document::{from_json, object};
 
 /// Most words that are kept of a source.
 const MAX_WORDS: usize = 2_000;
-
-/// Paths of the input document that a policy may well read, beside those it names.
-const SCHEMA: &[&str] = &[
-    "version",
-    "request.method",
-    "request.scheme",
-    "request.host",
-    "request.path",
-    "request.segments",
-    "request.query",
-    "request.headers",
-    "request.protocol",
-    "request.received_at",
-    "request.received_at_ns",
-    "source.address",
-    "source.port",
-    "source.tls",
-    "source.tls.client_certificate",
-    "identity",
-    "identity.method",
-    "identity.issuer",
-    "identity.subject",
-    "identity.id",
-    "identity.client",
-    "identity.scopes",
-    "identity.roles",
-    "identity.claims",
-    "identity.expires_at",
-    "signals.device.known",
-    "signals.place.known",
-    "route.name",
-    "route.params",
-    "route.labels",
-];
-
-const BASE: &str = r#"{
-  "version": 1,
-  "request": {"id": "00000000000000000000000000000001", "method": "GET", "scheme": "https",
-    "host": "api.example.test", "path": "/orders/42", "segments": ["orders", "42"],
-    "query": {"expand": ["items"]}, "headers": {"accept": "application/json"}, "protocol": "HTTP/2",
-    "received_at": "2026-01-15T10:30:00Z", "received_at_ns": 1768473000000000000},
-  "source": {"address": "192.0.2.7", "port": 40000,
-    "tls": {"version": "TLSv1.3", "sni": "api.example.test", "client_certificate": null}},
-  "identity": {"method": "jwt", "issuer": "https://issuer.example.test", "source": "dev",
-    "subject": "alice", "id": "https://issuer.example.test#alice", "client": "orders-app",
-    "scopes": ["orders:read"], "roles": ["reader"],
-    "claims": {"sub": "alice", "scope": "orders:read"},
-    "expires_at": "2026-01-15T11:00:00Z"},
-  "signals": {"device": {"known": false}, "place": {"known": false}},
-  "route": {"name": "read-order", "params": {"id": "42"}, "labels": {"team": "orders"}}
-}"#;
 
 /// An endless, repeatable supply of input documents.
 pub(in crate::authz) struct Generator {
@@ -75,6 +24,7 @@ pub(in crate::authz) struct Generator {
     bases: Vec<Value>,
     paths: Vec<(Vec<String>, Vec<Value>)>,
     words: Vec<Value>,
+    document: InputDocument,
     next: usize,
 }
 
@@ -84,15 +34,19 @@ impl Generator {
         tests: Vec<Value>,
         data: &Value,
         seed: u64,
+        document: InputDocument,
     ) -> Self {
-        let mut bases: Vec<Value> = from_json(BASE.as_bytes()).into_iter().collect();
+        let example = document.example().map(ToString::to_string);
+        let example = example.and_then(|text| from_json(text.as_bytes()).ok());
+        let mut bases: Vec<Value> = example.into_iter().collect();
         bases.extend(tests);
         let mut words: BTreeSet<Value> = analysis.words.clone();
         gather(data, 0, &mut words);
         let words: Vec<Value> = words.into_iter().take(MAX_WORDS).collect();
-        let mut paths: BTreeMap<Vec<String>, Vec<Value>> = SCHEMA
+        let mut paths: BTreeMap<Vec<String>, Vec<Value>> = document
+            .paths()
             .iter()
-            .map(|path| (path.split('.').map(str::to_owned).collect(), Vec::new()))
+            .map(|path| (path.clone(), Vec::new()))
             .collect();
         for (path, values) in &analysis.compared {
             paths.insert(path.clone(), values.iter().cloned().collect());
@@ -102,6 +56,7 @@ impl Generator {
             bases,
             paths: paths.into_iter().collect(),
             words,
+            document,
             next: 0,
         }
     }
@@ -126,7 +81,7 @@ impl Generator {
                 break;
             };
             let change = self.change(&near);
-            if !possible(&path, change.as_ref()) {
+            if !possible(self.document, &path, change.as_ref()) {
                 continue;
             }
             input = set(input, &path, change.as_ref());
@@ -179,11 +134,11 @@ impl Generator {
 }
 
 /// Whether a request can have this value there: some members are always there, with one type.
-fn possible(path: &[String], value: Option<&Value>) -> bool {
+fn possible(document: InputDocument, path: &[String], value: Option<&Value>) -> bool {
     let path = path.join(".");
-    if subset::TEXTS.contains(&path.as_str()) {
+    if document.is_text(&path) {
         matches!(value, Some(Value::String(_)))
-    } else if subset::COLLECTIONS.contains(&path.as_str()) {
+    } else if document.is_collection(&path) {
         matches!(value, Some(Value::Array(_) | Value::Object(_)))
     } else {
         true
@@ -191,7 +146,7 @@ fn possible(path: &[String], value: Option<&Value>) -> bool {
 }
 
 /// `input` with `path` set; objects on the way are made where there is something else.
-fn set(input: Value, path: &[String], value: Option<&Value>) -> Value {
+pub(in crate::authz) fn set(input: Value, path: &[String], value: Option<&Value>) -> Value {
     let Some((first, rest)) = path.split_first() else {
         return value.cloned().unwrap_or(Value::Null);
     };
@@ -210,7 +165,7 @@ fn set(input: Value, path: &[String], value: Option<&Value>) -> Value {
 }
 
 /// The strings and numbers of a data document.
-fn gather(value: &Value, depth: usize, words: &mut BTreeSet<Value>) {
+pub(in crate::authz) fn gather(value: &Value, depth: usize, words: &mut BTreeSet<Value>) {
     if depth > crate::document::MAX_DEPTH || words.len() >= MAX_WORDS {
         return;
     }

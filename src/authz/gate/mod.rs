@@ -8,7 +8,7 @@
 //! engine panics has no answer that can be trusted, and is refused.
 
 pub(in crate::authz) mod child;
-mod generate;
+pub(in crate::authz) mod generate;
 
 use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,11 +18,14 @@ use regorus::{Engine, Value};
 use serde::{Deserialize, Serialize};
 
 use crate::authz::gate::generate::Generator;
+use crate::authz::published::InputDocument;
+use crate::authz::rego::host::Errors;
 use crate::authz::rego::subset;
-use crate::authz::rego::{self, Limits, Machine, Outcome, Program, Source};
+use crate::authz::rego::{self, Limits, Machine, Outcome, Program, Reading, Source};
 use crate::authz::source::check::{self, Analysis};
-use crate::authz::source::negation;
+use crate::authz::source::expansion;
 use crate::authz::source::remark::Remark;
+use crate::authz::workbench;
 
 /// How many inputs both engines must agree on.
 pub(in crate::authz) const SAMPLES: usize = 400;
@@ -45,7 +48,11 @@ pub(in crate::authz) struct Job {
     /// JSON.
     pub(in crate::authz) data: String,
     pub(in crate::authz) entrypoint: String,
+    /// What it sees.
+    #[serde(default)]
+    pub(in crate::authz) input: InputDocument,
     pub(in crate::authz) instructions: usize,
+    pub(in crate::authz) errors: Errors,
     /// Makes the generated inputs repeatable.
     pub(in crate::authz) seed: u64,
 }
@@ -88,13 +95,29 @@ fn judge_into(job: &Job, remarks: &mut Vec<Remark>) -> Option<Choice> {
         ));
         return None;
     };
-    let mut everything = match rego::parse(&job.modules, &data) {
-        Ok(engine) => engine,
+    let reading = Reading::of(job.errors, job.input);
+    let (mut everything, places) = match rego::read(&job.modules, &data, reading) {
+        Ok(parsed) => (parsed.engine, parsed.places),
         Err(found) => {
             remarks.extend(found);
             return None;
         }
     };
+    let mut found = Vec::new();
+    let choice = judge_parsed(job, &data, reading, &mut everything, &mut found);
+    remarks.extend(found.into_iter().map(|remark| places.remark(remark)));
+    choice
+}
+
+/// Remarks name places in the rewritten modules.
+fn judge_parsed(
+    job: &Job,
+    data: &Value,
+    reading: Reading,
+    everything: &mut Engine,
+    remarks: &mut Vec<Remark>,
+) -> Option<Choice> {
+    let first = job.modules.first().map_or("", |(file, _)| file.as_str());
     let mut analysis = check::analyse(everything.get_modules(), &job.entrypoint);
     remarks.append(&mut analysis.remarks);
     if !analysis.rules.contains(&job.entrypoint) {
@@ -110,14 +133,14 @@ fn judge_into(job: &Job, remarks: &mut Vec<Remark>) -> Option<Choice> {
         .filter(|(file, _)| !check::is_test_file(file))
         .cloned()
         .collect();
-    let mut engine = match rego::parse(&live, &data) {
-        Ok(engine) => engine,
+    let mut engine = match rego::read(&live, data, reading) {
+        Ok(parsed) => parsed.engine,
         Err(found) => {
             remarks.extend(found);
             return None;
         }
     };
-    remarks.extend(negation::check(engine.get_modules(), &data));
+    remarks.extend(expansion::check(engine.get_modules()));
     if !remarks.is_empty() {
         return None;
     }
@@ -133,10 +156,10 @@ fn judge_into(job: &Job, remarks: &mut Vec<Remark>) -> Option<Choice> {
             return None;
         }
     };
-    own_tests(&everything, &analysis, remarks);
-    let inputs = test_inputs(&mut everything, &analysis);
+    own_tests(everything, job, remarks);
+    let inputs = test_inputs(everything, &analysis);
 
-    let outside = subset::outside(engine.get_modules(), &data);
+    let outside = subset::outside_with(engine.get_modules(), data, job.input);
     let compiled = match (
         &analysis.ref_head,
         Program::compiled(engine, &job.entrypoint, limits),
@@ -167,7 +190,7 @@ fn judge_into(job: &Job, remarks: &mut Vec<Remark>) -> Option<Choice> {
             None
         }
     };
-    let mut generator = Generator::new(&analysis, inputs, &data, job.seed);
+    let mut generator = Generator::new(&analysis, inputs, data, job.seed, job.input);
     compare(
         first,
         &mut generator,
@@ -175,6 +198,17 @@ fn judge_into(job: &Job, remarks: &mut Vec<Remark>) -> Option<Choice> {
         compiled.as_ref(),
         remarks,
     )
+}
+
+/// Whether a policy is made only of forms on which both engines agree.
+pub(in crate::authz) fn fits_the_machine(
+    engine: &mut Engine,
+    analysis: &Analysis,
+    data: &Value,
+    input: InputDocument,
+) -> bool {
+    let outside = subset::outside_with(engine.get_modules(), data, input);
+    analysis.ref_head.is_none() && outside.is_none()
 }
 
 fn unknown_entrypoint(file: &str, entrypoint: &str, analysis: &Analysis) -> Remark {
@@ -202,29 +236,13 @@ fn slower(file: &str, at: Option<(usize, usize)>, why: &str) -> Remark {
     )
 }
 
-fn own_tests(engine: &Engine, analysis: &Analysis, remarks: &mut Vec<Remark>) {
-    for (name, (file, line, column)) in &analysis.tests {
-        let mut engine = engine.clone();
-        engine.set_execution_timer_config(regorus::utils::limits::ExecutionTimerConfig {
-            limit: TEST_TIME,
-            check_interval: std::num::NonZeroU32::MIN,
-        });
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            rego::evaluate(&mut engine, Value::new_object(), name)
-        }))
-        .unwrap_or_else(|_| Outcome::Panic("the engine panicked".to_owned()));
-        let why = match outcome {
-            Outcome::Answer(Value::Undefined) => "is undefined".to_owned(),
-            Outcome::Answer(Value::Bool(false)) => "is false".to_owned(),
-            Outcome::Answer(_) => continue,
-            Outcome::Error(text) | Outcome::Panic(text) => format!("cannot be evaluated: {text}"),
-            Outcome::Budget(_) => format!("takes more than {} s", TEST_TIME.as_secs()),
-        };
+fn own_tests(engine: &mut Engine, job: &Job, remarks: &mut Vec<Remark>) {
+    for failed in workbench::own_tests(engine, job.errors, job.input, TEST_TIME) {
         remarks.push(Remark::error(
-            file,
-            Some((*line, *column)),
-            format!("the test {name} {why}"),
-            "a policy whose own tests fail does not go live",
+            &failed.file,
+            Some((failed.line, failed.column)),
+            failed.message,
+            "a policy whose own tests fail does not go live; `portcullis policy test` shows why",
         ));
     }
 }

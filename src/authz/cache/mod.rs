@@ -3,7 +3,8 @@
 //! A question is the bytes that [`crate::authz::cache::projection`] writes; an answer is given again only to a
 //! question of exactly the same bytes. Only answers are kept, a yes and the policy's own no, never
 //! what went wrong. An answer is forgotten when the credential ends that it was given for, when the
-//! policy asked to be asked again, and after the configured time.
+//! policy asked to be asked again, when a comparison with the time may come out differently, and
+//! after the configured time.
 //!
 //! The memory has two generations: what is used moves to the younger; when that is full the older is
 //! dropped and the younger takes its place. Whoever asks ever new questions makes others' answers
@@ -99,6 +100,7 @@ impl Answers {
         size: usize,
         identity: Option<&Arc<Identity>>,
         now: SystemTime,
+        most: Option<Duration>,
     ) {
         let cost = FIXED_COST
             .saturating_add(question.len())
@@ -114,7 +116,11 @@ impl Answers {
         let lifetime = self
             .bounds
             .lifetime
-            .min(asked_again.unwrap_or(Duration::MAX));
+            .min(asked_again.unwrap_or(Duration::MAX))
+            .min(most.unwrap_or(Duration::MAX));
+        if lifetime.is_zero() {
+            return;
+        }
         let Some(mut until) = now.checked_add(lifetime) else {
             return;
         };

@@ -11,13 +11,18 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderName;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
 use crate::authn::Identity;
 use crate::authz::RouteFacts;
+use crate::authz::envoy;
 use crate::authz::input::{self, Unreadable};
+use crate::authz::published::InputDocument;
 use crate::authz::source::reads::{Place, Reads, Step};
+use crate::authz::source::times::{Timing, Unit};
 use crate::document::{Value, text};
 use crate::request::InboundRequest;
 use crate::tls::PeerCertificate;
@@ -30,6 +35,8 @@ pub(in crate::authz) struct Question<'q> {
     pub(in crate::authz) identity: Option<&'q Arc<Identity>>,
     /// Headers that the policy's block hides.
     pub(in crate::authz) hidden: &'q [HeaderName],
+    /// Whether the policy's block has `body`.
+    pub(in crate::authz) reads_body: bool,
 }
 
 /// A part of the input document that is written in one go; the order is that of the bytes.
@@ -59,6 +66,11 @@ pub(in crate::authz) enum Part {
     Sni,
     Certificate,
     CertificateText(CertificateText),
+    Body,
+    /// Of the Envoy plugin's document.
+    Envoy(envoy::part::Part),
+    /// How many whole units have passed.
+    Clock(Unit),
 }
 
 /// The members of a certificate that are texts.
@@ -82,6 +94,7 @@ pub(in crate::authz) struct Volatile {
 #[derive(Debug, Clone)]
 pub(in crate::authz) struct Projection {
     parts: Vec<Part>,
+    timing: Timing,
 }
 
 mod tag {
@@ -102,7 +115,11 @@ impl Projection {
     /// # Errors
     /// The first path, by its name, that is different in every request, or what is no function of
     /// the request.
-    pub(in crate::authz) fn of(reads: &Reads, hidden: &[HeaderName]) -> Result<Self, Volatile> {
+    pub(in crate::authz) fn of_document(
+        reads: &Reads,
+        hidden: &[HeaderName],
+        document: InputDocument,
+    ) -> Result<Self, Volatile> {
         if let Some(impure) = &reads.impure {
             return Err(Volatile {
                 what: impure.what.clone(),
@@ -111,7 +128,12 @@ impl Projection {
         }
         let mut parts = BTreeSet::new();
         for (path, place) in &reads.paths {
-            match parts_of(path, hidden) {
+            let read = match document {
+                InputDocument::Portcullis => parts_of(path, hidden),
+                InputDocument::Envoy => envoy::part::parts_of(path)
+                    .map(|parts| parts.into_iter().map(Part::Envoy).collect()),
+            };
+            match read {
                 Some(read) => parts.extend(read),
                 None => {
                     let steps: String = path.iter().map(ToString::to_string).collect();
@@ -122,11 +144,44 @@ impl Projection {
                 }
             }
         }
+        parts.extend(reads.timing.unit.map(Part::Clock));
         let whole = parts.clone();
         parts.retain(|part| !within(part).is_some_and(|outer| whole.contains(&outer)));
         Ok(Self {
             parts: parts.into_iter().collect(),
+            timing: reads.timing.clone(),
         })
+    }
+
+    /// [`Projection::of_document`] of our own document.
+    #[cfg(test)]
+    pub(in crate::authz) fn of(reads: &Reads, hidden: &[HeaderName]) -> Result<Self, Volatile> {
+        Self::of_document(reads, hidden, InputDocument::Portcullis)
+    }
+
+    /// Whether answers hold for a time that depends on the input and the data.
+    pub(in crate::authz) fn ends(&self) -> bool {
+        !self.timing.comparisons.is_empty()
+    }
+
+    /// How long an answer to this input holds, for what the policy compares the time with; `None`
+    /// without end.
+    pub(in crate::authz) fn holds(
+        &self,
+        received_at: SystemTime,
+        input: &Value,
+        data: &Value,
+    ) -> Option<Duration> {
+        if !self.ends() {
+            return None;
+        }
+        match input::since_epoch(received_at) {
+            Ok(now) => self
+                .timing
+                .holds(now, input, data)
+                .map(Duration::from_nanos),
+            Err(_) => Some(Duration::ZERO),
+        }
     }
 
     /// Writes the question. Stops before more than `most` bytes were written, and says so.
@@ -156,7 +211,16 @@ impl Projection {
     #[cfg(test)]
     pub(in crate::authz) fn without(&self, part: &Part) -> Self {
         let parts = self.parts.iter().filter(|p| *p != part).cloned().collect();
-        Self { parts }
+        let timing = self.timing.clone();
+        Self { parts, timing }
+    }
+
+    /// As if the policy compared the time with nothing.
+    #[cfg(test)]
+    pub(in crate::authz) fn without_comparisons(&self) -> Self {
+        let mut without = self.clone();
+        without.timing.comparisons.clear();
+        without
     }
 }
 
@@ -185,7 +249,10 @@ fn within(part: &Part) -> Option<Part> {
         | Part::Protocol
         | Part::Address
         | Part::Port
-        | Part::Tls => None,
+        | Part::Tls
+        | Part::Body
+        | Part::Clock(_)
+        | Part::Envoy(_) => None,
     }
 }
 
@@ -226,6 +293,7 @@ fn parts_of(path: &[Step], hidden: &[HeaderName]) -> Option<Vec<Part>> {
                 .collect()
         }
         ["request", "protocol", ..] => vec![Part::Protocol],
+        ["request", "body" | "body_truncated", ..] => vec![Part::Body],
         ["source"] => vec![Part::Address, Part::Port, Part::Tls],
         ["source", "address", ..] => vec![Part::Address],
         ["source", "port", ..] => vec![Part::Port],
@@ -261,13 +329,9 @@ impl Part {
         let request = question.request;
         let tls = request.conn.tls.as_ref();
         match self {
-            Self::Identity => match question.identity {
-                None => out.push(tag::NULL),
-                Some(identity) => {
-                    out.push(tag::IDENTITY);
-                    out.extend_from_slice(&Arc::as_ptr(identity).addr().to_ne_bytes());
-                }
-            },
+            Self::Identity => Writer(out).identity(question.identity),
+            Self::Body => Writer(out).body(question),
+            Self::Envoy(part) => part.write(question, &mut Writer(out))?,
             Self::RouteName => write_text(question.route.name, out),
             Self::Params => write_value(&input::params(question.route), out),
             Self::Param(name) => {
@@ -322,6 +386,10 @@ impl Part {
             Self::Header(name) => {
                 write_option(input::header(request, name.as_str()).as_deref(), out);
             }
+            Self::Clock(unit) => {
+                let now = input::since_epoch(request.received_at)?;
+                out.extend_from_slice(&(now / unit.nanoseconds()).to_le_bytes());
+            }
             Self::Protocol => write_text(input::protocol(request.version), out),
             Self::Address => {
                 framed(tag::TEXT, out, |out| {
@@ -361,6 +429,55 @@ impl Part {
     }
 }
 
+/// Writes values one behind the other; see the module's documentation.
+pub(in crate::authz) struct Writer<'o>(&'o mut Vec<u8>);
+
+impl Writer<'_> {
+    pub(in crate::authz) fn identity(&mut self, identity: Option<&Arc<Identity>>) {
+        match identity {
+            None => self.0.push(tag::NULL),
+            Some(identity) => {
+                self.0.push(tag::IDENTITY);
+                let address = Arc::as_ptr(identity).addr();
+                self.0.extend_from_slice(&address.to_ne_bytes());
+            }
+        }
+    }
+
+    pub(in crate::authz) fn text(&mut self, text: &str) {
+        write_text(text, self.0);
+    }
+
+    pub(in crate::authz) fn option(&mut self, text: Option<&str>) {
+        write_option(text, self.0);
+    }
+
+    pub(in crate::authz) fn value(&mut self, value: &Value) {
+        write_value(value, self.0);
+    }
+
+    /// All that the members which hold the body are made of.
+    pub(in crate::authz) fn body(&mut self, question: &Question<'_>) {
+        let request = question.request;
+        let Some(excerpt) = request.excerpt.as_deref().filter(|_| question.reads_body) else {
+            return self.0.push(tag::ABSENT);
+        };
+        self.0
+            .push(if excerpt.whole { tag::TRUE } else { tag::FALSE });
+        for name in [CONTENT_TYPE, CONTENT_ENCODING] {
+            counted(tag::ARRAY, self.0, |out| {
+                let mut count = 0;
+                for value in request.headers.get_all(&name) {
+                    write_bytes(value.as_bytes(), out);
+                    count += 1;
+                }
+                count
+            });
+        }
+        write_bytes(&excerpt.bytes, self.0);
+    }
+}
+
 impl CertificateText {
     fn of(self, certificate: &PeerCertificate) -> Option<&str> {
         match self {
@@ -380,9 +497,15 @@ fn length(count: usize) -> [u8; 4] {
 }
 
 fn write_text(text: &str, out: &mut Vec<u8>) {
+    write_bytes(text.as_bytes(), out);
+}
+
+fn write_bytes(bytes: &[u8], out: &mut Vec<u8>) {
     out.push(tag::TEXT);
-    out.extend_from_slice(&length(text.len()));
-    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(&length(bytes.len()));
+    // What is longer is no question that is kept, and need not be copied.
+    let most = bytes.len().min(super::MAX_QUESTION + 1);
+    out.extend_from_slice(bytes.get(..most).unwrap_or(bytes));
 }
 
 fn write_option(text: Option<&str>, out: &mut Vec<u8>) {

@@ -8,6 +8,7 @@
     reason = "a value is of the one kind that is asked for, or wrong"
 )]
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, StatusCode};
@@ -21,21 +22,21 @@ use crate::request::is_hop_by_hop;
 use crate::schema::Span;
 
 /// Largest answer, in bytes of text and 16 for every other value.
-pub(super) const MAX_ANSWER: usize = 64 * 1024;
+pub(in crate::authz) const MAX_ANSWER: usize = 64 * 1024;
 /// Most headers of an answer.
-pub(super) const MAX_HEADERS: usize = 32;
+pub(in crate::authz) const MAX_HEADERS: usize = 32;
 /// Longest `reason`, bytes.
-pub(super) const MAX_REASON: usize = 128;
+pub(in crate::authz) const MAX_REASON: usize = 128;
 /// Longest `message`, bytes.
-pub(super) const MAX_MESSAGE: usize = 1024;
+pub(in crate::authz) const MAX_MESSAGE: usize = 1024;
 /// Longest `limit.key`, bytes.
-pub(super) const MAX_LIMIT_KEY: usize = 256;
+pub(in crate::authz) const MAX_LIMIT_KEY: usize = 256;
 /// Longest header value, bytes.
-pub(super) const MAX_HEADER_VALUE: usize = 4096;
+pub(in crate::authz) const MAX_HEADER_VALUE: usize = 4096;
 
 /// Headers that a policy may not set: they frame the message, or describe a body that is not the
 /// policy's.
-const FRAMING: [&str; 8] = [
+pub(in crate::authz) const FRAMING: [&str; 8] = [
     "content-length",
     "content-type",
     "content-encoding",
@@ -48,7 +49,7 @@ const FRAMING: [&str; 8] = [
 
 /// What an answer says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(in crate::authz) enum Verdict {
     /// Yes.
     Allow(Advice),
     /// No, with what the client may see.
@@ -61,16 +62,20 @@ pub(super) enum Verdict {
 
 /// The policy's own no.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Face {
-    pub(super) reason: Option<String>,
-    pub(super) status: Option<StatusCode>,
-    pub(super) message: Option<String>,
-    pub(super) headers: Vec<(HeaderName, HeaderValue)>,
-    pub(super) step_up: Option<StepUp>,
+pub(in crate::authz) struct Face {
+    pub(in crate::authz) reason: Option<String>,
+    pub(in crate::authz) status: Option<StatusCode>,
+    pub(in crate::authz) message: Option<String>,
+    pub(in crate::authz) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(in crate::authz) step_up: Option<StepUp>,
+    /// Takes the place of our own words.
+    pub(in crate::authz) body: Option<Arc<str>>,
+    /// For the record, JSON.
+    pub(in crate::authz) metadata: Option<Arc<str>>,
 }
 
 /// Reads an answer.
-pub(super) fn read(answer: &Value) -> Verdict {
+pub(in crate::authz) fn read(answer: &Value) -> Verdict {
     match answer {
         Value::Bool(true) => return Verdict::Allow(Advice::default()),
         Value::Bool(false) => return Verdict::Deny(Face::default()),
@@ -124,7 +129,7 @@ fn members(answer: &Value) -> Result<Verdict, String> {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(in crate::authz) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
@@ -137,17 +142,17 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-fn clipped(text: &str) -> String {
+pub(in crate::authz) fn clipped(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(64).collect()
 }
 
 /// What an answer weighs in memory, roughly.
-pub(super) fn weight(answer: &Value) -> usize {
+pub(in crate::authz) fn weight(answer: &Value) -> usize {
     MAX_ANSWER - size(answer, MAX_ANSWER).unwrap_or(0)
 }
 
 /// Bytes left of `budget`; `None` when there are none.
-fn size(value: &Value, budget: usize) -> Option<usize> {
+pub(in crate::authz) fn size(value: &Value, budget: usize) -> Option<usize> {
     let mut left = budget.checked_sub(16)?;
     match value {
         Value::String(text) => left = left.checked_sub(text.len())?,

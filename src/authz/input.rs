@@ -3,7 +3,10 @@
 //! Credentials are never in it: neither the headers in [`CREDENTIALS`], nor those that the policy's
 //! block lists under `hidden_headers`. What is absent is absent: no member is invented, but
 //! `identity`, `source.tls` and `source.tls.client_certificate` are `null` when there is none, so
-//! that a policy can tell "none" from a misspelt name.
+//! that a policy can tell "none" from a misspelt name. `request.body` and `request.body_truncated`
+//! are there when the policy's block has `body`.
+//!
+//! Policies with `input: envoy` see another document: `envoy::document`.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +18,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::RouteFacts;
+use super::body;
 use super::source::reads::Step;
 use crate::document::{Value, string, strings};
 use crate::request::InboundRequest;
@@ -46,6 +50,9 @@ pub enum Unreadable {
     /// A policy that saw only some of them would judge another request than the upstream gets.
     #[error("the query has more than {MAX_QUERY_PARAMETERS} parameters")]
     QueryParameters,
+    /// Policy and upstream could read different bodies.
+    #[error("the body {0}")]
+    Body(&'static str),
     /// The clock stands before 1970 or after 9999.
     #[error("a time is out of range")]
     Time,
@@ -64,6 +71,8 @@ macro_rules! keys {
 
 keys!(
     address,
+    body,
+    body_truncated,
     client_certificate,
     device,
     dns,
@@ -125,6 +134,8 @@ fn record<const N: usize>(members: [(&Value, Value); N]) -> Value {
 pub(super) struct Wanted {
     /// Names of headers; `None` when all may be read.
     headers: Option<BTreeSet<String>>,
+    /// Whether bodies are shown at all.
+    bodies: bool,
     flags: Flags,
 }
 
@@ -158,6 +169,8 @@ flags!(
     protocol = "request.protocol",
     received_at = "request.received_at",
     received_at_ns = "request.received_at_ns",
+    body = "request.body",
+    body_truncated = "request.body_truncated",
     source = "source.",
     address = "source.address",
     port = "source.port",
@@ -172,11 +185,11 @@ impl Wanted {
     /// Everything.
     #[cfg(test)]
     pub(super) fn all() -> Self {
-        Self::by(&[Vec::new()])
+        Self::by(&[Vec::new()], false)
     }
 
     /// What these paths lead to, with all that lies below.
-    pub(super) fn by(paths: &[Vec<Step>]) -> Self {
+    pub(super) fn by(paths: &[Vec<Step>], bodies: bool) -> Self {
         // Of one name, or two.
         let mut members = BTreeSet::new();
         let mut headers = Some(BTreeSet::new());
@@ -212,7 +225,11 @@ impl Wanted {
                     None => false,
                 })
         });
-        Self { headers, flags }
+        Self {
+            headers,
+            bodies,
+            flags,
+        }
     }
 }
 
@@ -347,7 +364,33 @@ fn of_request(
         .try_with(of.received_at_ns, &k.received_at_ns, || {
             nanoseconds(request.received_at)
         })?
+        .try_with(of.body && wanted.bodies, &k.body, || body::parsed(request))?
+        .with(
+            of.body_truncated && wanted.bodies,
+            &k.body_truncated,
+            || Value::from(is_truncated(request)),
+        )
         .done())
+}
+
+/// Whether there is more of the body than was read.
+fn is_truncated(request: &InboundRequest) -> bool {
+    !request.excerpt.as_ref().is_some_and(|body| body.whole)
+}
+
+/// All of `route`.
+pub(super) fn route(route: &RouteFacts<'_>) -> Value {
+    let k = &*KEYS;
+    record([
+        (&k.name, string(route.name)),
+        (&k.params, params(route)),
+        (&k.labels, route.labels.clone()),
+    ])
+}
+
+/// All of `signals`.
+pub(super) fn signals() -> Value {
+    SIGNALS.clone()
 }
 
 /// Those of the visible headers that have these names.
@@ -554,7 +597,7 @@ fn instant(at: SystemTime) -> Result<OffsetDateTime, Unreadable> {
         .map_err(|_| Unreadable::Time)
 }
 
-fn rfc3339(at: SystemTime) -> Result<Value, Unreadable> {
+pub(super) fn rfc3339(at: SystemTime) -> Result<Value, Unreadable> {
     instant(at)?
         .format(&Rfc3339)
         .ok()
@@ -563,7 +606,7 @@ fn rfc3339(at: SystemTime) -> Result<Value, Unreadable> {
 }
 
 /// Nanoseconds since 1970; those that fit end in 2554, long before the dates that can be written.
-fn since_epoch(at: SystemTime) -> Result<u64, Unreadable> {
+pub(super) fn since_epoch(at: SystemTime) -> Result<u64, Unreadable> {
     at.duration_since(SystemTime::UNIX_EPOCH)
         .ok()
         .and_then(|since| u64::try_from(since.as_nanos()).ok())

@@ -3,18 +3,26 @@
 //! A policy is Rego. What can be told from its text is told in `source`: files are found, harm is
 //! kept out, what it can read is listed. `gate` tries it, in a process of its own, and `rego` runs it,
 //! on the bytecode machine when that is known to agree. What it sees is [`input`], what its answer
-//! means is `answer`; a question that was asked before is answered from `cache`. No authentication,
+//! means is `answer`, and `envoy` has both for policies of OPA's Envoy plugin; `body` reads bodies; a question that was asked before is answered from `cache`. No authentication,
 //! no limits, no status codes beyond those a policy chooses.
 
 mod answer;
+mod body;
 mod cache;
 mod config;
+pub mod cost;
+mod edits;
+mod envoy;
 mod gate;
 pub mod input;
+pub mod inspect;
+pub mod opinion;
+mod published;
 mod rego;
 mod source;
 #[cfg(test)]
 mod tests;
+pub mod workbench;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -26,17 +34,22 @@ use std::time::{Duration, Instant, SystemTime};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use crate::authn::Caller;
+use crate::bundle::{Bundle, Content};
 use crate::document::Value;
 use crate::metrics::{Lookup, PolicyMetrics};
-use crate::request::InboundRequest;
+use crate::request::{InboundRequest, Rules as ReadingRules};
+use crate::schema::Compile;
 
-pub use config::{BudgetConfig, DecisionCacheConfig, PolicyConfig};
+pub use body::{BodyConfig, BodyTerms, WhenLarger};
+pub use config::{BudgetConfig, BuiltinErrors, DecisionCacheConfig, KnownBundles, PolicyConfig};
+pub use edits::Edits;
 pub use gate::child::{GATE_ARGUMENT, GATE_TIME, gate_child, set_gate_program};
+pub use published::InputDocument;
 
 use answer::{Face, Verdict};
 use cache::projection::{Projection, Question};
 use cache::{Answer, Answers, Bounds, MAX_QUESTION};
-use rego::{Machine, Outcome, Program};
+use rego::{Machine, Outcome, Program, host, profile};
 use source::remark::Remark;
 
 /// This caller, this route, this policy revision: allowed. Made by [`Policy::decide`] alone.
@@ -65,6 +78,22 @@ impl Permit {
         let policy = policy.and_then(|after| received_at.checked_add(after));
         credential.into_iter().chain(policy).min()
     }
+
+    /// The permit, if nothing that the policy changes of the request is the configuration's to write.
+    ///
+    /// # Errors
+    /// A denial: such a policy would put words into the gateway's mouth.
+    pub fn within(self, rules: &ReadingRules) -> Result<Self, Box<Denial>> {
+        let edits = self.advice.edits.as_deref();
+        match edits.and_then(|edits| edits.overstep(rules)) {
+            None => Ok(self),
+            Some(header) => {
+                let why = format!("a policy may not set or remove the header `{header}`");
+                let by = self.decided_by.clone();
+                Err(Box::new(Denial::new(by, Reason::Answer, Some(why))))
+            }
+        }
+    }
 }
 
 /// The policy and the revision behind a decision.
@@ -89,6 +118,10 @@ pub struct Advice {
     pub limit: Option<AskedLimit>,
     /// `recheck_after`: how long this answer is good. A body that still streams then is cut.
     pub recheck_after: Option<Duration>,
+    /// What it changes of the request on its way to the upstream.
+    pub edits: Option<Arc<Edits>>,
+    /// `dynamic_metadata`, for the record: JSON.
+    pub metadata: Option<Arc<str>>,
 }
 
 /// A limit that a policy's answer asks for.
@@ -118,7 +151,8 @@ pub enum Decision {
 pub struct Denial {
     /// The kind of no.
     pub reason: Reason,
-    /// `status` of the answer, if the policy chose one (401, 403, 404, 429 …: 400–499).
+    /// `status` of the answer, if the policy chose one (401, 403, 404, 429 …: 400–499; with
+    /// `input: envoy` any that ends an exchange).
     pub status: Option<StatusCode>,
     /// `message`: what the policy wants the client to read.
     pub message: Option<String>,
@@ -128,8 +162,28 @@ pub struct Denial {
     pub step_up: Option<StepUp>,
     /// Who decided.
     pub decided_by: DecidedBy,
+    /// `body`: what the client reads instead of our own words.
+    pub body: Option<Arc<str>>,
+    /// `dynamic_metadata`, for the record: JSON.
+    pub metadata: Option<Arc<str>>,
     /// Detail for the record only: an engine error, the odd type of an answer.
     pub detail: Option<String>,
+}
+
+impl Denial {
+    fn new(decided_by: DecidedBy, reason: Reason, detail: Option<String>) -> Self {
+        Self {
+            reason,
+            status: None,
+            message: None,
+            headers: Vec::new(),
+            step_up: None,
+            decided_by,
+            body: None,
+            metadata: None,
+            detail,
+        }
+    }
 }
 
 /// What a stronger login would need (RFC 9470 section 3).
@@ -150,12 +204,17 @@ pub enum Reason {
     Undefined,
     /// The answer has a wrong type or an unknown member: `policy.answer`.
     Answer,
+    /// The policy reads the body, which can be read in two ways, or is not what it is said to be:
+    /// `policy.body`.
+    Body,
     /// An evaluation error: `policy.error`.
     Error,
     /// Time or work was spent: `policy.budget`.
     Budget,
     /// The engine panicked: `policy.panic`.
     Panic,
+    /// A bundle that the policy uses has not been there yet: `policy.unavailable`.
+    Unavailable,
 }
 
 impl Reason {
@@ -165,9 +224,11 @@ impl Reason {
             Self::Policy(reason) => reason,
             Self::Undefined => "policy.undefined",
             Self::Answer => "policy.answer",
+            Self::Body => "policy.body",
             Self::Error => "policy.error",
             Self::Budget => "policy.budget",
             Self::Panic => "policy.panic",
+            Self::Unavailable => "policy.unavailable",
         }
     }
 }
@@ -189,13 +250,17 @@ pub struct Policy {
     /// The policy's name and revision.
     pub decided_by: DecidedBy,
     rules: Rules,
+    /// What it is made of, when that includes bundles.
+    recipe: Option<Arc<config::Recipe>>,
 }
 
 #[derive(Debug)]
 enum Rules {
     /// Everybody may.
     Public,
-    Rego(Box<Compiled>),
+    Rego(Arc<Compiled>),
+    /// Nobody may: this bundle is not there yet.
+    Absent(Arc<str>),
 }
 
 /// A policy that passed the gate.
@@ -206,13 +271,22 @@ struct Compiled {
     digest: String,
     files: Vec<PathBuf>,
     hidden_headers: Vec<HeaderName>,
-    /// What of the document it can read.
-    wanted: input::Wanted,
+    /// What of its document it can read.
+    sees: Sees,
+    /// How much of a body is read for it; `None` when it does not look at bodies.
+    body: Option<BodyTerms>,
     /// What its decisions depend on, and how many of them are kept; `None` when none are.
     remembered: Option<(Projection, Bounds)>,
     /// Warnings, told again when a reload takes the policy over.
     warnings: Vec<Remark>,
     metrics: PolicyMetrics,
+}
+
+/// A document, as far as a policy reads it.
+#[derive(Debug)]
+enum Sees {
+    Portcullis(input::Wanted),
+    Envoy(envoy::Want),
 }
 
 /// The evaluation machines of one core, with the answers that they gave; made once per worker,
@@ -232,6 +306,10 @@ struct Slot {
     answers: Option<Answers>,
     /// Where questions are written; kept for its memory.
     question: Vec<u8>,
+    /// How many evaluations there were.
+    evaluations: u64,
+    /// For those that are watched.
+    watched: Option<Machine>,
 }
 
 impl fmt::Debug for Machines {
@@ -242,6 +320,19 @@ impl fmt::Debug for Machines {
 }
 
 impl Machines {
+    /// Lets go of all but these policies: a core that decides nothing would hold on to the data of
+    /// those that were replaced.
+    pub fn keep<'p>(&self, policies: impl Iterator<Item = &'p Arc<Policy>>) {
+        let in_force: Vec<u64> = policies
+            .filter_map(|policy| match &policy.rules {
+                Rules::Public | Rules::Absent(_) => None,
+                Rules::Rego(compiled) => Some(compiled.program.id()),
+            })
+            .collect();
+        let mut slots = self.by_program.borrow_mut();
+        slots.retain(|id, _| in_force.contains(id));
+    }
+
     /// The slot of this very program. When it is new, those of dropped policies go, and that of
     /// another revision.
     fn with<T>(
@@ -263,6 +354,8 @@ impl Machines {
             machine: None,
             answers: bounds.map(Answers::new),
             question: Vec::new(),
+            evaluations: 0,
+            watched: None,
         }))
     }
 
@@ -284,6 +377,7 @@ impl Policy {
         Arc::new(Self {
             decided_by,
             rules: Rules::Public,
+            recipe: None,
         })
     }
 
@@ -291,7 +385,7 @@ impl Policy {
     /// [`Policy::public`].
     pub fn engine(&self) -> &'static str {
         match &self.rules {
-            Rules::Public => "none",
+            Rules::Public | Rules::Absent(_) => "none",
             Rules::Rego(compiled) => compiled.program.engine(),
         }
     }
@@ -301,11 +395,57 @@ impl Policy {
         &self.decided_by.revision
     }
 
+    /// What its rules cost since it went live, the costliest first; empty for [`Policy::public`] and
+    /// for what runs on the interpreter.
+    pub fn costs(&self) -> Vec<cost::LiveCost> {
+        match &self.rules {
+            Rules::Public | Rules::Absent(_) => Vec::new(),
+            Rules::Rego(compiled) => cost::live(compiled.program.ledger()),
+        }
+    }
+
+    /// How many of its evaluations were watched for [`Policy::costs`].
+    pub fn watched(&self) -> u64 {
+        match &self.rules {
+            Rules::Public | Rules::Absent(_) => 0,
+            Rules::Rego(compiled) => compiled.program.ledger().watched(),
+        }
+    }
+
     /// The files it was compiled from.
     pub fn files(&self) -> &[PathBuf] {
         match &self.rules {
-            Rules::Public => &[],
+            Rules::Public | Rules::Absent(_) => &[],
             Rules::Rego(compiled) => &compiled.files,
+        }
+    }
+
+    /// Whether it uses this bundle.
+    pub fn uses(&self, bundle: &str) -> bool {
+        let recipe = self.recipe.as_ref();
+        recipe.is_some_and(|recipe| recipe.bundles.iter().any(|used| *used.name == *bundle))
+    }
+
+    /// The same policy with another content of a bundle that it uses; itself when it uses none.
+    /// Blocks as [`PolicyConfig::compile`] does. Problems are reported; `None` when there is one.
+    pub fn with_bundle(
+        self: &Arc<Self>,
+        bundle: &Bundle,
+        content: &Arc<Content>,
+        cx: &mut Compile,
+    ) -> Option<Arc<Self>> {
+        match &self.recipe {
+            Some(recipe) => recipe.cook(Some(self), Some((bundle, content)), cx),
+            None => Some(Arc::clone(self)),
+        }
+    }
+
+    /// How much of a request's body has to be read before it is asked; `None` when it does not look
+    /// at bodies.
+    pub fn body(&self) -> Option<BodyTerms> {
+        match &self.rules {
+            Rules::Public | Rules::Absent(_) => None,
+            Rules::Rego(compiled) => compiled.body,
         }
     }
 
@@ -321,7 +461,7 @@ impl Policy {
         caller: &Caller,
     ) -> Result<Option<Value>, input::Unreadable> {
         match &self.rules {
-            Rules::Public => Ok(None),
+            Rules::Public | Rules::Absent(_) => Ok(None),
             Rules::Rego(compiled) => {
                 let question = compiled.question(request, route, caller);
                 compiled.input(&question).map(Some)
@@ -339,6 +479,7 @@ impl Policy {
     ) -> Decision {
         let compiled = match &self.rules {
             Rules::Public => return self.permit(caller, Arc::default()),
+            Rules::Absent(bundle) => return Decision::Deny(self.unavailable(bundle)),
             Rules::Rego(compiled) => compiled,
         };
         let question = compiled.question(request, route, &caller);
@@ -361,6 +502,11 @@ impl Policy {
         }
     }
 
+    fn unavailable(&self, bundle: &str) -> Denial {
+        let detail = format!("the bundle {bundle} is not there yet");
+        self.denial(Reason::Unavailable, Some(detail))
+    }
+
     /// Asks the policy; keeps what it answers if the question stands in the slot.
     fn evaluated(
         &self,
@@ -372,14 +518,34 @@ impl Policy {
         let begun = Instant::now();
         let policy = &self.decided_by.policy;
         let request = question.request;
+        let mut most = None;
+        host::begin(host::Moment {
+            // A time before 1970 has no document, and no decision either.
+            now_ns: input::since_epoch(request.received_at).unwrap_or(0),
+            request_id: *request.id.as_bytes(),
+        });
         let outcome = match compiled.input(question) {
-            Ok(input) => compiled.evaluate(policy, machines, input),
+            Ok(input) => {
+                if asked {
+                    most = compiled.holds(request.received_at, &input);
+                }
+                compiled.evaluate(policy, machines, input)
+            }
+            Err(error @ input::Unreadable::Body(_)) => {
+                compiled.metrics.decided("body", None);
+                let denial = self.denial(Reason::Body, Some(error.to_string()));
+                return Err(Box::new(denial));
+            }
             Err(error) => Outcome::Error(error.to_string()),
         };
         let answer = match outcome {
             Outcome::Answer(value) => {
                 let size = answer::weight(&value);
-                match answer::read(&value) {
+                let verdict = match compiled.sees {
+                    Sees::Portcullis(_) => answer::read(&value),
+                    Sees::Envoy(_) => envoy::answer::read(&value),
+                };
+                match verdict {
                     Verdict::Allow(advice) => Ok((Answer::Allow(Arc::new(advice)), size)),
                     Verdict::Deny(face) => Ok((Answer::Deny(Arc::new(face)), size)),
                     Verdict::Undefined => Err((Reason::Undefined, None)),
@@ -402,7 +568,8 @@ impl Policy {
                     machines.with(policy, compiled, |slot| {
                         if let Some(answers) = &mut slot.answers {
                             let (identity, now) = (question.identity, request.received_at);
-                            answers.keep(&slot.question, answer.clone(), size, identity, now);
+                            let answer = answer.clone();
+                            answers.keep(&slot.question, answer, size, identity, now, most);
                         }
                     });
                 }
@@ -436,26 +603,22 @@ impl Policy {
     fn refused(&self, face: &Face) -> Denial {
         let reason = face.reason.as_deref().unwrap_or("policy.denied");
         Denial {
-            reason: Reason::Policy(reason.to_owned()),
             status: face.status,
             message: face.message.clone(),
             headers: face.headers.clone(),
             step_up: face.step_up.clone(),
-            decided_by: self.decided_by.clone(),
-            detail: None,
+            body: face.body.clone(),
+            metadata: face.metadata.clone(),
+            ..Denial::new(
+                self.decided_by.clone(),
+                Reason::Policy(reason.to_owned()),
+                None,
+            )
         }
     }
 
     fn denial(&self, reason: Reason, detail: Option<String>) -> Denial {
-        Denial {
-            reason,
-            status: None,
-            message: None,
-            headers: Vec::new(),
-            step_up: None,
-            decided_by: self.decided_by.clone(),
-            detail,
-        }
+        Denial::new(self.decided_by.clone(), reason, detail)
     }
 }
 
@@ -471,13 +634,24 @@ impl Compiled {
             route,
             identity: caller.identity(),
             hidden: &self.hidden_headers,
+            reads_body: self.body.is_some(),
         }
     }
 
     fn input(&self, question: &Question<'_>) -> Result<Value, input::Unreadable> {
+        let wanted = match &self.sees {
+            Sees::Portcullis(wanted) => wanted,
+            Sees::Envoy(want) => return envoy::document(question, want),
+        };
         let identity = question.identity.map(|identity| &identity.document);
         let (request, route) = (question.request, question.route);
-        input::document(request, route, identity, question.hidden, &self.wanted)
+        input::document(request, route, identity, question.hidden, wanted)
+    }
+
+    /// How long an answer to this input holds, by what the policy compares the time with.
+    fn holds(&self, received_at: SystemTime, input: &Value) -> Option<Duration> {
+        let (projection, _) = self.remembered.as_ref()?;
+        projection.holds(received_at, input, self.program.data())
     }
 
     /// The answer given before, and whether the slot now holds the question for one that is new.
@@ -503,14 +677,47 @@ impl Compiled {
     /// Runs the program on this worker's machine. A machine that did anything but answer is
     /// thrown away: nobody knows what it was left with.
     fn evaluate(&self, policy: &Arc<str>, machines: &Machines, input: Value) -> Outcome {
-        let ready = machines.with(policy, self, |slot| slot.machine.take());
-        let mut machine = match ready.map_or_else(|| Machine::new(&self.program), Ok) {
+        let (ready, watched) = machines.with(policy, self, |slot| {
+            slot.evaluations = slot.evaluations.wrapping_add(1);
+            let watched = self.program.can_be_watched()
+                && slot.evaluations % profile::ONE_IN == profile::ONE_IN / 8;
+            let ready = if watched {
+                slot.watched.take()
+            } else {
+                slot.machine.take()
+            };
+            (ready, watched)
+        });
+        let made = match ready {
+            Some(machine) => Ok(machine),
+            None if watched => Machine::watched(&self.program).ok_or_else(String::new),
+            None => Machine::new(&self.program),
+        };
+        let mut machine = match made {
             Ok(machine) => machine,
             Err(why) => return Outcome::Error(why),
         };
+        if watched {
+            profile::begin(true);
+        }
         let outcome = machine.run(input);
+        if watched {
+            let counted = profile::end();
+            let spent = matches!(outcome, Outcome::Budget(_));
+            let ledger = self.program.ledger();
+            ledger.charge(&counted, spent, |rule, evaluations, time, spent| {
+                self.metrics.rule(rule, evaluations, time, spent);
+            });
+        }
         if matches!(outcome, Outcome::Answer(_)) {
-            machines.with(policy, self, |slot| slot.machine = Some(machine));
+            machines.with(policy, self, |slot| {
+                let place = if watched {
+                    &mut slot.watched
+                } else {
+                    &mut slot.machine
+                };
+                *place = Some(machine);
+            });
         }
         outcome
     }
@@ -523,9 +730,11 @@ impl Reason {
             Self::Policy(_) => "deny",
             Self::Undefined => "undefined",
             Self::Answer => "answer",
+            Self::Body => "body",
             Self::Error => "error",
             Self::Budget => "budget",
             Self::Panic => "panic",
+            Self::Unavailable => "unavailable",
         }
     }
 }

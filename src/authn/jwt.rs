@@ -249,7 +249,7 @@ impl Issuer {
 
 impl Judge {
     /// Judges the header; the algorithm is one of the list or none.
-    fn header(&self, jws: &Jws<'_>) -> Result<Algorithm, Refused> {
+    pub(super) fn header(&self, jws: &Jws<'_>) -> Result<Algorithm, Refused> {
         let algorithm = Algorithm::from_name(&jws.algorithm)
             .filter(|algorithm| self.algorithms.contains(algorithm))
             .ok_or_else(|| refused(code::ALGORITHM, "`alg` is not in the issuer's list"))?;
@@ -354,22 +354,31 @@ impl Jwt {
         let claims = json::parse_object(&jws.payload).map_err(|()| {
             refused(code::MALFORMED, "the payload is not a strict JSON object").from(None)
         })?;
-        let issuer = document::member(&claims, "iss")
-            .and_then(document::text)
-            .and_then(|named| {
-                self.issuers
-                    .iter()
-                    .find(|issuer| **issuer.issuer() == **named)
-            })
-            .ok_or_else(|| {
-                refused(code::ISSUER, "`iss` names no issuer of the route").from(None)
-            })?;
+        let issuer = self.named_by(&claims)?;
         if token.text.len() > issuer.judge.max_token_size {
             let refused = refused(code::SIZE, "it is longer than the issuer allows");
             return Err(refused.from(Some(issuer.name())));
         }
         let entry = issuer.verify(&token, jws, claims, request).await?;
         Ok((Arc::clone(issuer), entry))
+    }
+}
+
+impl Jwt {
+    pub(super) fn issuers(&self) -> &[Arc<Issuer>] {
+        &self.issuers
+    }
+
+    /// The issuer that `iss` names, byte for byte.
+    pub(super) fn named_by(&self, claims: &Value) -> Result<&Arc<Issuer>, Failure> {
+        document::member(claims, "iss")
+            .and_then(document::text)
+            .and_then(|named| {
+                self.issuers
+                    .iter()
+                    .find(|issuer| **issuer.issuer() == **named)
+            })
+            .ok_or_else(|| refused(code::ISSUER, "`iss` names no issuer of the route").from(None))
     }
 }
 
@@ -383,7 +392,7 @@ fn verdict(entry: &Entry, request: &InboundRequest) -> Attempt {
 
 /// Whether the connection proves what the token is bound to (RFC 8705 section 3). Asked of every
 /// request and never kept: the same token may come from another client.
-fn confirm(terms: &Terms, request: &InboundRequest) -> Result<(), Refused> {
+pub(super) fn confirm(terms: &Terms, request: &InboundRequest) -> Result<(), Refused> {
     let Some(bound) = &terms.certificate else {
         return Ok(());
     };

@@ -70,6 +70,7 @@ mod recent;
 pub mod sealed;
 mod source;
 pub mod statement;
+pub mod supposed;
 #[cfg(test)]
 pub(crate) mod testing;
 

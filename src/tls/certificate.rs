@@ -75,6 +75,20 @@ impl PeerCertificate {
     }
 }
 
+impl PeerCertificate {
+    /// The first certificate of a PEM file, unverified: for tools that ask what would be.
+    ///
+    /// # Errors
+    /// [`TlsError`] when there is none that can be read.
+    pub fn from_pem(text: &[u8]) -> Result<Self, TlsError> {
+        let chain = pem::certificates(text)?;
+        chain
+            .first()
+            .ok_or(TlsError::NoCertificate)
+            .and_then(Self::from_verified)
+    }
+}
+
 /// The general names of the alternative-name extension; `None` when it is there and unreadable.
 fn names<'c>(certificate: &'c X509Certificate<'_>) -> Option<Vec<&'c GeneralName<'c>>> {
     let mut found = Vec::new();

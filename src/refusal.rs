@@ -12,7 +12,7 @@ use http::{Response, StatusCode};
 use serde_json::json;
 
 use crate::authn;
-use crate::authz::{Denial, StepUp};
+use crate::authz::{Denial, Reason, StepUp};
 use crate::body::{self, Body};
 use crate::limit::{Exceeded, Quota};
 use crate::request::{ConnInfo, InboundRequest, Malformed, RequestId, UpgradeFault};
@@ -22,6 +22,8 @@ use crate::upstream::{self, RequestBodyFault};
 
 /// How much is left (draft-ietf-httpapi-ratelimit-headers).
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+/// Longest text in `grpc-message`, bytes before they are encoded.
+const MAX_GRPC_MESSAGE: usize = 1024;
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 /// Why a request was not forwarded, or got no answer.
@@ -100,7 +102,7 @@ impl From<Denial> for Refusal {
 /// What the client may learn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Public {
-    /// The HTTP status; always 4xx or 5xx.
+    /// The HTTP status: 4xx or 5xx, unless a policy with `input: envoy` chose another.
     pub status: StatusCode,
     /// A stable code for programs.
     pub code: &'static str,
@@ -290,6 +292,20 @@ impl Refusal {
                     "The credentials were not accepted.",
                 )
             },
+            // Nothing was decided: the policy is still on its way.
+            Self::Denied(denial) if denial.reason == Reason::Unavailable => Public {
+                retry_after: Some(Duration::from_secs(5)),
+                ..face(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "policy_unavailable",
+                    "Permissions cannot be checked at the moment.",
+                )
+            },
+            Self::Denied(denial) if denial.reason == Reason::Body => face(
+                StatusCode::BAD_REQUEST,
+                "body_unreadable",
+                "The request body cannot be read in one way.",
+            ),
             Self::Denied(denial) => {
                 let status = match (&denial.step_up, denial.status) {
                     // RFC 9470 section 3: a stronger login is asked for with a 401.
@@ -425,7 +441,7 @@ impl Refusal {
     pub fn into_response(self, to: &Addressee, decision_id: Option<&str>) -> Response<Body> {
         let public = self.public();
         let message = match &self {
-            Self::Denied(denial) => denial.message.as_deref(),
+            Self::Denied(denial) => denial.message.as_deref().or(denial.body.as_deref()),
             Self::Malformed(_)
             | Self::NoRoute
             | Self::Unauthenticated { .. }
@@ -437,10 +453,23 @@ impl Refusal {
             | Self::Overloaded(_)
             | Self::Internal => None,
         };
-        let mut response = if to.grpc {
-            grpc_answer(&public, message)
-        } else {
-            problem(&public, message, to, decision_id)
+        let own = match &self {
+            Self::Denied(denial) => chosen(denial, &public),
+            Self::Malformed(_)
+            | Self::NoRoute
+            | Self::Unauthenticated { .. }
+            | Self::Revoked(_)
+            | Self::Lapsed { .. }
+            | Self::Throttled(_)
+            | Self::Upstream(_)
+            | Self::DeadlinePassed
+            | Self::Overloaded(_)
+            | Self::Internal => None,
+        };
+        let mut response = match own {
+            _ if to.grpc => grpc_answer(&public, message),
+            Some(own) => own,
+            None => problem(&public, message, to, decision_id),
         };
         let headers = response.headers_mut();
         if public.status == StatusCode::UNAUTHORIZED
@@ -457,8 +486,18 @@ impl Refusal {
         }
         match self {
             Self::Denied(denial) => {
+                if denial
+                    .headers
+                    .iter()
+                    .any(|(name, _)| *name == header::CACHE_CONTROL)
+                {
+                    headers.remove(header::CACHE_CONTROL);
+                }
                 for (name, value) in denial.headers {
-                    headers.append(name, value);
+                    // Of what type a body is says whose body it is.
+                    if name != header::CONTENT_TYPE {
+                        headers.append(name, value);
+                    }
                 }
             }
             Self::Throttled(exceeded) => quota_headers(&exceeded.quota, headers),
@@ -531,6 +570,36 @@ fn step_up(realm: &str, step_up: &StepUp) -> String {
     text
 }
 
+/// The answer in a policy's own words; `None` when it left them to us.
+fn chosen(denial: &Denial, public: &Public) -> Option<Response<Body>> {
+    let typed = denial.headers.iter().rev();
+    let typed = typed
+        .clone()
+        .find(|(name, _)| *name == header::CONTENT_TYPE);
+    // Answers that are no errors have none of our words either, and some have no body at all.
+    let bodiless = matches!(public.status.as_u16(), 204 | 205 | 304);
+    let success = public.status.as_u16() < 400;
+    let text = match &denial.body {
+        Some(text) => &**text,
+        None if success => "",
+        None => return None,
+    };
+    let mut response = Response::new(if bodiless || text.is_empty() {
+        body::empty()
+    } else {
+        body::full(text.as_bytes().to_vec())
+    });
+    *response.status_mut() = public.status;
+    let headers = response.headers_mut();
+    if !bodiless && !text.is_empty() {
+        let plain = HeaderValue::from_static("text/plain");
+        let kind = typed.map_or(plain, |(_, kind)| kind.clone());
+        headers.insert(header::CONTENT_TYPE, kind);
+    }
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Some(response)
+}
+
 /// An RFC 9457 document.
 fn problem(
     public: &Public,
@@ -573,7 +642,10 @@ fn grpc_answer(public: &Public, message: Option<&str>) -> Response<Body> {
         HeaderName::from_static("grpc-status"),
         grpc_status(public.status).into(),
     );
-    let message = grpc_message(message.unwrap_or(public.title));
+    // A policy may say more than fits into a header block.
+    let message = message.unwrap_or(public.title);
+    let end = message.floor_char_boundary(MAX_GRPC_MESSAGE);
+    let message = grpc_message(message.get(..end).unwrap_or_default());
     if let Ok(message) = HeaderValue::from_str(&message) {
         headers.insert(HeaderName::from_static("grpc-message"), message);
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use time::OffsetDateTime;
 
+use crate::authz::Edits;
 use crate::request::scan::Odd;
 
 /// One record as it is written; the module documentation of [`crate::audit`] explains each member.
@@ -43,6 +44,9 @@ pub(super) struct Line<'a> {
     pub(super) duration: Durations,
     pub(super) outcome: &'static str,
     pub(super) detail: Option<Cow<'a, str>>,
+    /// JSON of the policy's.
+    pub(super) metadata: Option<&'a str>,
+    pub(super) edits: Option<&'a Edits>,
     /// Whether no text above needs an escape; `false` when that is not known.
     pub(super) plain: bool,
 }
@@ -183,6 +187,13 @@ impl Line<'_> {
         raw(out, self.outcome.as_bytes());
         raw(out, b"\",\"detail\":");
         maybe(out, self.detail.as_deref());
+        if let Some(metadata) = self.metadata {
+            raw(out, b",\"metadata\":");
+            json(out, metadata);
+        }
+        if let Some(edits) = self.edits {
+            write_edits(out, edits);
+        }
         raw(out, b"}\n");
     }
 }
@@ -249,6 +260,40 @@ fn raw(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// JSON that stands for itself; what is not ASCII in it stands in texts, and is escaped there.
+fn json(out: &mut Vec<u8>, json: &str) {
+    for c in json.chars() {
+        match c {
+            ' '..='~' => out.extend(u8::try_from(c)),
+            _ => escape(out, c),
+        }
+    }
+}
+
+/// What a policy changed of the request: names alone, for values may be secrets.
+fn write_edits(out: &mut Vec<u8>, edits: &Edits) {
+    let mut list = |name: &[u8], names: &mut dyn Iterator<Item = &str>| {
+        raw(out, name);
+        raw(out, b":[");
+        for (index, name) in names.enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            text(out, name, false);
+        }
+        out.push(b']');
+    };
+    let set = edits.headers.iter().map(|(name, _)| name.as_str());
+    list(b",\"edits\":{\"headers\"", &mut set.clone());
+    let removed = edits.removed.iter().map(http::HeaderName::as_str);
+    list(b",\"headers_removed\"", &mut removed.clone());
+    let parameters = edits.parameters.iter().map(|(name, _)| name.as_str());
+    list(b",\"parameters\"", &mut parameters.clone());
+    let gone = edits.parameters_removed.iter().map(String::as_str);
+    list(b",\"parameters_removed\"", &mut gone.clone());
+    out.push(b'}');
+}
+
 /// A text that is known to need no escape.
 #[inline]
 fn id(out: &mut Vec<u8>, value: Option<&[u8]>) {
@@ -297,19 +342,21 @@ fn escaped(out: &mut Vec<u8>, value: &str) {
             '\u{8}' => raw(out, b"\\b"),
             '\u{c}' => raw(out, b"\\f"),
             ' '..='~' => out.extend(u8::try_from(c)),
-            _ => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    raw(out, b"\\u");
-                    let [high, low] = unit.to_be_bytes();
-                    for half in [high >> 4, high & 15, low >> 4, low & 15] {
-                        out.push(if half < 10 {
-                            b'0' + half
-                        } else {
-                            b'a' - 10 + half
-                        });
-                    }
-                }
-            }
+            _ => escape(out, c),
+        }
+    }
+}
+
+fn escape(out: &mut Vec<u8>, c: char) {
+    for unit in c.encode_utf16(&mut [0; 2]) {
+        raw(out, b"\\u");
+        let [high, low] = unit.to_be_bytes();
+        for half in [high >> 4, high & 15, low >> 4, low & 15] {
+            out.push(if half < 10 {
+                b'0' + half
+            } else {
+                b'a' - 10 + half
+            });
         }
     }
 }
@@ -488,6 +535,8 @@ mod tests {
             duration: Durations::default(),
             outcome: "complete",
             detail: None,
+            metadata: None,
+            edits: None,
             plain: false,
         }
     }

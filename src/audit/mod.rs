@@ -40,6 +40,8 @@
 //! | `duration_ms` | `decision`, `head` (of the answer), `total`: milliseconds since `time` |
 //! | `outcome` | `complete`, `client_gone`, `upstream_broke`, of tunnels also `idle_timeout`, `total_timeout`, `drained`, `protocol_violation`; `panic` |
 //! | `detail` | what broke the answer's body (256) |
+//! | `metadata` | only when the policy gave some: its `dynamic_metadata`, an object (4096) |
+//! | `edits` | only when the policy changed the request: the names of `headers`, `headers_removed`, `parameters`, `parameters_removed` |
 
 mod follow;
 mod ledger;
@@ -55,7 +57,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{self, IntoDeserializer, MapAccess, Visitor};
+use serde::de::{self, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use self::ledger::{Finding, KeepConfig, LedgerConfig, PublicKey, Report, verify};
@@ -121,22 +123,22 @@ pub enum SinkConfig {
 }
 
 /// How the sink is written: a word, or a mapping with one key.
-#[derive(Serialize, JsonSchema)]
-#[serde(untagged)]
+#[derive(JsonSchema)]
+#[schemars(untagged)]
 enum SinkShape {
     Word(SinkWord),
     Place(SinkPlace),
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, JsonSchema)]
+#[schemars(rename_all = "lowercase")]
 enum SinkWord {
     Stdout,
     Stderr,
     None,
 }
 
-#[derive(Serialize, Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum SinkPlace {
     /// A file that is appended to.
@@ -159,14 +161,14 @@ impl From<SinkShape> for SinkConfig {
 
 impl Serialize for SinkConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let shape = match self.clone() {
-            Self::Stdout => SinkShape::Word(SinkWord::Stdout),
-            Self::Stderr => SinkShape::Word(SinkWord::Stderr),
-            Self::None => SinkShape::Word(SinkWord::None),
-            Self::File(file) => SinkShape::Place(SinkPlace::File(file)),
-            Self::Ledger(ledger) => SinkShape::Place(SinkPlace::Ledger(ledger)),
-        };
-        shape.serialize(serializer)
+        // Not derived: YAML would write a tag (`!file`).
+        match self {
+            Self::Stdout => serializer.serialize_str("stdout"),
+            Self::Stderr => serializer.serialize_str("stderr"),
+            Self::None => serializer.serialize_str("none"),
+            Self::File(file) => serializer.collect_map([("file", file)]),
+            Self::Ledger(ledger) => serializer.collect_map([("ledger", ledger)]),
+        }
     }
 }
 
@@ -183,7 +185,12 @@ impl<'de> Deserialize<'de> for SinkConfig {
             }
 
             fn visit_str<E: de::Error>(self, word: &str) -> Result<SinkShape, E> {
-                SinkWord::deserialize(word.into_deserializer()).map(SinkShape::Word)
+                match word {
+                    "stdout" => Ok(SinkShape::Word(SinkWord::Stdout)),
+                    "stderr" => Ok(SinkShape::Word(SinkWord::Stderr)),
+                    "none" => Ok(SinkShape::Word(SinkWord::None)),
+                    _ => Err(E::invalid_value(Unexpected::Str(word), &self)),
+                }
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<SinkShape, A::Error> {
@@ -376,6 +383,13 @@ impl Audit {
             return Err(std::io::Error::other("no thread for audit records"));
         }
         Ok(())
+    }
+
+    /// This configuration is in force from now on, and with it the key and bounds of its ledger.
+    pub fn adopt(&self) {
+        if let Some(pen) = self.pen.get() {
+            pen.adopt();
+        }
     }
 
     fn pen(&self, config: &LedgerConfig) -> std::io::Result<Pen> {

@@ -19,7 +19,7 @@ use super::line::{
 use super::queue::Lane;
 use super::{Audit, QueryMode, WhenFull};
 use crate::authn::{self, Caller};
-use crate::authz::{DecidedBy, Denial, Permit};
+use crate::authz::{DecidedBy, Denial, Edits, Permit};
 use crate::body::{Body, BodyError};
 use crate::lease::{Lapse, Lease};
 use crate::metrics::{Metrics, RouteCounts, RouteMetrics};
@@ -160,6 +160,9 @@ pub(super) struct Facts {
     pub(super) bytes_out: u64,
     pub(super) outcome: Outcome,
     detail: Option<Span>,
+    /// What the policy wants to be kept, JSON, and what it changed of the request.
+    metadata: Option<Arc<str>>,
+    edits: Option<Arc<Edits>>,
     /// Says whether the permission ended before the answer did.
     lease: Option<Rc<Lease>>,
     /// The answer's body and its length, if that is known.
@@ -248,6 +251,8 @@ impl Record {
             bytes_out: 0,
             outcome: Outcome::Open,
             detail: None,
+            metadata: None,
+            edits: None,
             lease: None,
             body: None,
             expected: None,
@@ -313,6 +318,8 @@ impl Record {
         self.decided("allow", &permit.decided_by);
         let reason = permit.advice.reason.as_deref();
         self.0.reason = reason.map(|reason| keep(&mut self.0.texts, reason));
+        self.0.metadata.clone_from(&permit.advice.metadata);
+        self.0.edits.clone_from(&permit.advice.edits);
     }
 
     /// The decision was no.
@@ -322,6 +329,7 @@ impl Record {
         facts.reason = Some(keep(&mut facts.texts, denial.reason.code()));
         let detail = denial.detail.as_deref();
         facts.detail = detail.map(|text| keep(&mut facts.texts, &clip(text, NAME)));
+        facts.metadata.clone_from(&denial.metadata);
     }
 
     fn decided(&mut self, decision: &'static str, by: &DecidedBy) {
@@ -631,6 +639,8 @@ impl Facts {
                 Some(lapse) => Some(clip(lapse.code(), NAME)),
                 None => self.maybe(self.detail).map(Cow::Borrowed),
             },
+            metadata: self.metadata.as_deref(),
+            edits: self.edits.as_deref(),
             // All at once, for there are ten of them. What stands beside them is a token of HTTP or a
             // word of ours.
             plain: plain(self.texts.as_bytes())

@@ -4,6 +4,7 @@
 //! (the bytes we match are the bytes the policy sees and the bytes we forward), one client address,
 //! one clock reading, and no header that only we may write. What is ambiguous does not come out.
 
+mod excerpt;
 mod host;
 mod lines;
 mod path;
@@ -19,6 +20,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Version};
 use ipnet::IpNet;
 
+pub use excerpt::Excerpt;
 pub use host::Host;
 pub use lines::Lines;
 pub use path::{Ambiguities, CanonicalPath, PathRules};
@@ -223,6 +225,8 @@ pub struct InboundRequest {
     pub via_trusted_proxy: bool,
     /// Whether the client can read trailers (`TE: trailers`), as gRPC requires.
     pub accepts_trailers: bool,
+    /// What was read of its body before it was judged; `None` when nothing had to be.
+    pub excerpt: Option<Arc<Excerpt>>,
 }
 
 /// Why a request cannot be read in one way only. Whose fault: always the client's.
@@ -343,6 +347,7 @@ impl InboundRequest {
             client,
             via_trusted_proxy,
             accepts_trailers,
+            excerpt: None,
         };
         Ok((request, body))
     }

@@ -3,6 +3,7 @@
 //!
 //! It is made anew for each request, because it is bound to it. Signing costs about 20 µs.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::headers::source;
 use crate::authn::Caller;
-use crate::authz::DecidedBy;
+use crate::authz::{DecidedBy, Edits};
 use crate::body::{self, Body};
 use crate::clock::unix_seconds;
 use crate::document::Value;
@@ -290,6 +291,8 @@ pub(super) struct Statement<'a> {
     pub(super) policy: Option<&'a Value>,
     pub(super) decided_by: &'a DecidedBy,
     pub(super) decision_id: &'a str,
+    /// What the policy changes of the request.
+    pub(super) edits: Option<&'a Edits>,
     pub(super) route: &'a str,
 }
 
@@ -342,6 +345,9 @@ struct RequestClaims<'a> {
     method: &'a str,
     host: String,
     path: &'a str,
+    /// As it is forwarded, where a policy has edited it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    query: Option<Cow<'a, str>>,
 }
 
 impl Assertion {
@@ -444,6 +450,10 @@ impl Assertion {
                 method: request.method.as_str(),
                 host: request.host.to_string(),
                 path: request.path.as_str(),
+                query: statement
+                    .edits
+                    .filter(|edits| edits.has_query())
+                    .map(|edits| edits.query(request.query.as_deref()).unwrap_or_default()),
             },
             attributes: statement.policy.filter(|_| !truncated),
             truncated,

@@ -22,6 +22,7 @@ mod tests;
 mod tunnel;
 mod wire;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -227,7 +228,8 @@ impl Upstream {
             head_timeout: forwarding.head_timeout,
             rules: forwarding.identity.rules(),
         };
-        let outgoing = outgoing(&about);
+        let query = query(&about);
+        let outgoing = outgoing(&about, query.as_deref());
         http::exchange(&self.core, pools, &outgoing, body, terms, trail).await
     }
 
@@ -255,7 +257,9 @@ impl Upstream {
             }
         };
         let about = self.about(request, permit, &forwarding);
-        tunnel::websocket(&plan, pools, &outgoing(&about), key, trail).await
+        let query = query(&about);
+        let outgoing = outgoing(&about, query.as_deref());
+        tunnel::websocket(&plan, pools, &outgoing, key, trail).await
     }
 
     fn about<'a>(
@@ -269,6 +273,7 @@ impl Upstream {
             request,
             caller: &permit.caller,
             policy: permit.advice.identity.as_ref(),
+            edits: permit.advice.edits.as_deref(),
             decided_by: &permit.decided_by,
             forwarding,
             forward_authorization: self.config.forward_authorization,
@@ -276,12 +281,21 @@ impl Upstream {
     }
 }
 
-fn outgoing<'a>(about: &About<'a>) -> Outgoing<'a> {
+/// The query as it goes on.
+fn query<'a>(about: &About<'a>) -> Option<Cow<'a, str>> {
+    let query = about.request.query.as_deref();
+    match about.edits {
+        None => query.map(Cow::Borrowed),
+        Some(edits) => edits.query(query),
+    }
+}
+
+fn outgoing<'a>(about: &About<'a>, query: Option<&'a str>) -> Outgoing<'a> {
     let request = about.request;
     Outgoing {
         method: &request.method,
         path: request.path.as_str(),
-        query: request.query.as_deref(),
+        query,
         host: request.host.as_str(),
         fields: about.forwarding.identity.fields(about),
         accepts_trailers: request.accepts_trailers,

@@ -15,7 +15,7 @@ mod verify;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
@@ -45,8 +45,11 @@ const LOCK: &str = "ledger.lock";
 /// Bounds of `segment`.
 const SEGMENT: (Size, Size) = (Size::kib(64), Size::mib(4096));
 
-/// Longest `seal_every` and `sync`.
-const LONGEST: Span = Span::seconds(3600);
+/// Longest `seal_every`: what a running gateway has not signed for twice as long was tampered with.
+const LONGEST_SEAL: Span = Span::seconds(60);
+
+/// Longest `sync`.
+const LONGEST_SYNC: Span = Span::seconds(3600);
 
 const MAKE_KEY: &str = "make one: openssl genpkey -algorithm ed25519 -out audit-key.pem";
 
@@ -67,7 +70,7 @@ pub struct LedgerConfig {
     /// make a chain of other records.
     #[serde(default)]
     pub key: Option<PathBuf>,
-    /// How often what was written is signed, at most `1h`.
+    /// How often what was written is signed, at most `1m`.
     #[serde(default = "default_seal_every")]
     pub seal_every: Span,
     /// How often what was written is forced to the disk, at most `1h`; `0s` after every batch. A
@@ -109,10 +112,13 @@ impl LedgerConfig {
     /// Resolves paths and reports what is wrong; gives the thumbprint of the key.
     pub(super) fn check(&mut self, cx: &mut Compile) -> Option<String> {
         self.folder = cx.place_of(&self.folder);
-        for (key, span) in [("seal_every", self.seal_every), ("sync", self.sync)] {
-            if span > LONGEST {
+        for (key, span, longest) in [
+            ("seal_every", self.seal_every, LONGEST_SEAL),
+            ("sync", self.sync, LONGEST_SYNC),
+        ] {
+            if span > longest {
                 cx.at(key, |cx| {
-                    cx.problem_help(format!("{span} is longer than {LONGEST}"), "shorten it");
+                    cx.problem_help(format!("{span} is longer than {longest}"), "shorten it");
                 });
             }
         }
@@ -193,10 +199,14 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// A way to write to a ledger.
 #[derive(Debug, Clone)]
-pub(super) struct Pen(Arc<Mutex<Ledger>>);
+pub(super) struct Pen {
+    ledger: Arc<Mutex<Ledger>>,
+    settings: Settings,
+}
 
 impl Pen {
-    /// The ledger of this folder, with these settings from now on.
+    /// The ledger of this folder. One that is written already keeps its settings until
+    /// [`Pen::adopt`].
     ///
     /// # Errors
     /// Why nothing can be written there.
@@ -213,20 +223,23 @@ impl Pen {
         ledgers.retain(|(_, ledger)| ledger.strong_count() > 0);
         let known = ledgers.iter().find(|(path, _)| *path == folder);
         if let Some(ledger) = known.and_then(|(_, ledger)| ledger.upgrade()) {
-            drop(ledgers);
-            locked(&ledger).change(settings);
-            return Ok(Self(ledger));
+            return Ok(Self { ledger, settings });
         }
-        let mut ledger = Ledger::new(folder.clone(), settings);
+        let mut ledger = Ledger::new(folder.clone(), settings.clone());
         ledger.open()?;
         let ledger = Arc::new(Mutex::new(ledger));
         ledgers.push((folder, Arc::downgrade(&ledger)));
-        Ok(Self(ledger))
+        Ok(Self { ledger, settings })
+    }
+
+    /// The configuration that this pen is of is in force: so are its key and bounds.
+    pub(super) fn adopt(&self) {
+        locked(&self.ledger).change(self.settings.clone());
     }
 
     /// Signs and forces to the disk what was written: for the end of the program.
     pub(super) fn rest(&self) {
-        let mut ledger = locked(&self.0);
+        let mut ledger = locked(&self.ledger);
         if let Err(error) = ledger.seal().and_then(|()| ledger.sync()) {
             tracing::error!(%error, "the end of the audit ledger could not be signed");
         }
@@ -238,12 +251,12 @@ impl AuditSink for Pen {
         // Only whole lines: what was begun would be lost to the chain.
         let whole = memchr::memrchr(b'\n', lines).map_or(0, |at| at + 1);
         let whole = lines.get(..whole).unwrap_or_default();
-        locked(&self.0).append(whole)?;
+        locked(&self.ledger).append(whole)?;
         Ok(whole.len())
     }
 
     fn refresh(&mut self) -> io::Result<bool> {
-        locked(&self.0).tend().map(|()| false)
+        locked(&self.ledger).tend().map(|()| false)
     }
 }
 
@@ -279,6 +292,8 @@ struct Open {
     dirty: bool,
     /// The file ends in the midst of something, and could not be cut.
     torn: bool,
+    /// It was said that segments go, and not signed yet.
+    noted: bool,
 }
 
 impl Ledger {
@@ -372,6 +387,7 @@ impl Ledger {
                 sealed: end.sealed,
                 dirty: true,
                 torn: false,
+                noted: true,
             };
             if end.torn > 0 || !end.open.is_empty() {
                 tracing::warn!(segment = %last.path.display(), torn = end.torn,
@@ -409,6 +425,7 @@ impl Ledger {
             sealed: records,
             dirty: true,
             torn: false,
+            noted: false,
             chain: chain.clone(),
         };
         let opening = Own::Ledger(Opening {
@@ -469,6 +486,7 @@ impl Ledger {
 
     /// What has to be done from time to time.
     fn tend(&mut self) -> io::Result<()> {
+        self.present()?;
         self.open()?;
         if self.sealed_at.elapsed() >= self.settings.seal_every {
             self.seal()?;
@@ -483,6 +501,35 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether the file that is written is the one in the folder. One that was moved away or removed
+    /// is missed: records go on in the next segment, which says so.
+    fn present(&mut self) -> io::Result<()> {
+        let Some(open) = &self.open else {
+            return Ok(());
+        };
+        let path = scan::path_of(&self.folder, open.segment);
+        let held = open.file.metadata()?;
+        if fs::metadata(&path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == (held.dev(), held.ino()))
+        {
+            return Ok(());
+        }
+        tracing::error!(segment = %path.display(),
+            "the segment of the audit ledger that is being written was taken away: records go to a new one");
+        let next = self.begin(
+            open.id.clone(),
+            open.segment + 1,
+            open.chain.clone(),
+            open.records,
+            Some(format!(
+                "segment {} was taken away while it was written",
+                open.segment
+            )),
+        )?;
+        self.open = Some(next);
+        Ok(())
+    }
+
     fn seal(&mut self) -> io::Result<()> {
         self.seal_for(None)
     }
@@ -492,7 +539,7 @@ impl Ledger {
         let (Some(open), Some(key)) = (&mut self.open, &self.settings.key) else {
             return Ok(());
         };
-        if open.sealed == open.records && next_key.is_none() {
+        if open.sealed == open.records && next_key.is_none() && !open.noted {
             return Ok(());
         }
         open.signed(key, next_key)?;
@@ -550,7 +597,11 @@ impl Ledger {
             last: records,
             time: now(),
         });
-        self.open()?.own(&note)?;
+        let open = self.open()?;
+        open.own(&note)?;
+        // A note that nobody signed could be anybody's.
+        open.noted = true;
+        self.seal()?;
         self.sync()?;
         for segment in &gone {
             fs::remove_file(&segment.path)?;
@@ -620,6 +671,7 @@ impl Open {
         self.put(&bytes)?;
         self.chain = chain;
         self.sealed = self.records;
+        self.noted = false;
         Ok(())
     }
 

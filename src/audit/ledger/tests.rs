@@ -281,6 +281,81 @@ fn old_segments_are_removed_when_asked_and_the_ledger_says_so() {
 }
 
 #[test]
+fn a_ledger_made_anew_does_not_pass_because_somebody_holds_the_lock() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    written(folder.path(), settings(None), 4);
+    let lock = File::create(folder.path().join(LOCK)).unwrap();
+    lock.lock().unwrap();
+    let report = check(folder.path(), &[&key]);
+    assert!(report.open && !report.sound(), "{report:?}");
+}
+
+#[test]
+fn a_note_of_removed_segments_counts_only_under_a_signature() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    let small = Settings {
+        segment: 1_000,
+        ..settings(Some(&key))
+    };
+    written(folder.path(), small, 8);
+    fs::remove_file(first(folder.path())).unwrap();
+    // Whoever can write the folder can add a note, and its hash.
+    let last = scan::segments(folder.path()).unwrap().pop().unwrap();
+    let end = scan::end(&last.path).unwrap().unwrap();
+    let note = Own::Dropped(Dropped {
+        segments: (1, 1),
+        last: 10,
+        time: now(),
+    });
+    let mut bytes = fs::read(&last.path).unwrap();
+    let mut chain = Chain::after(end.hash);
+    chain.write(&note, &mut bytes, |_| String::new()).unwrap();
+    fs::write(&last.path, bytes).unwrap();
+    let report = check(folder.path(), &[&key]);
+    let missing = |finding: &Finding| finding.what.contains("nothing says that they were removed");
+    assert!(report.findings.iter().any(missing), "{report:?}");
+}
+
+#[test]
+fn a_segment_that_is_taken_away_is_missed_at_once() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    let mut ledger = Ledger::new(folder.path().to_owned(), settings(Some(&key)));
+    ledger.append(&batch(1..=10)).unwrap();
+    ledger.tend().unwrap();
+    fs::rename(first(folder.path()), folder.path().join("away")).unwrap();
+    ledger.tend().unwrap();
+    ledger.append(&batch(11..=20)).unwrap();
+    ledger.tend().unwrap();
+    drop(ledger);
+    let report = check(folder.path(), &[&key]);
+    assert!(!report.sound(), "{report:?}");
+    assert_eq!((report.first, report.last), (11, 20));
+    assert!(report.notes.iter().any(|note| note.contains("taken away")));
+}
+
+#[test]
+fn settings_of_a_configuration_that_never_came_in_force_change_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = |keep: KeepConfig| LedgerConfig {
+        folder: folder.path().to_path_buf(),
+        key: None,
+        seal_every: default_seal_every(),
+        sync: default_sync(),
+        segment: default_segment(),
+        keep,
+    };
+    let one = Pen::new(&config(KeepConfig::default())).unwrap();
+    let tight = KeepConfig {
+        size: Some(Size::kib(64)),
+        time: None,
+    };
+    let other = Pen::new(&config(tight.clone())).unwrap();
+    assert_eq!(locked(&one.ledger).settings.keep, KeepConfig::default());
+    other.adopt();
+    assert_eq!(locked(&one.ledger).settings.keep, tight);
+}
+
+#[test]
 fn a_clock_that_jumps_forward_removes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let keep = KeepConfig {
@@ -329,7 +404,7 @@ fn a_process_that_was_killed_at_any_byte_loses_at_most_the_line_it_wrote() {
         fs::write(first(cut.path()), &whole[..end]).unwrap();
         let lines = whole[..end].iter().filter(|&&byte| byte == b'\n').count();
         let lazy = Settings {
-            sync: LONGEST.get(),
+            sync: LONGEST_SYNC.get(),
             ..settings(Some(&key))
         };
         let mut ledger = Ledger::new(cut.path().to_owned(), lazy);
@@ -402,7 +477,7 @@ fn a_folder_has_one_process_and_one_ledger_in_it() {
     };
     let one = Pen::new(&config).unwrap();
     let mut other = Pen::new(&config).unwrap();
-    assert!(Arc::ptr_eq(&one.0, &other.0));
+    assert!(Arc::ptr_eq(&one.ledger, &other.ledger));
     assert_eq!(other.write(&batch(1..=2)).unwrap(), batch(1..=2).len());
     // As another process would find it.
     let mut foreign = Ledger::new(config.folder.clone(), settings(None));
@@ -417,10 +492,13 @@ fn a_folder_has_one_process_and_one_ledger_in_it() {
 #[test]
 fn only_whole_lines_are_taken() {
     let folder = tempfile::tempdir().unwrap();
-    let mut pen = Pen(Arc::new(Mutex::new(Ledger::new(
-        folder.path().to_owned(),
-        settings(None),
-    ))));
+    let mut pen = Pen {
+        ledger: Arc::new(Mutex::new(Ledger::new(
+            folder.path().to_owned(),
+            settings(None),
+        ))),
+        settings: settings(None),
+    };
     let mut lines = batch(1..=3);
     let whole = lines.len();
     lines.extend_from_slice(b"{\"version\":1,\"requ");

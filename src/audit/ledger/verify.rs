@@ -7,14 +7,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use time::format_description::well_known::Rfc3339;
+use time::{Duration, OffsetDateTime};
 
 use super::LOCK;
 use super::keys::PublicKey;
 use super::lines::{self, Block, Chain, Hash, Opening, Own, Read, Seal};
 use super::scan::{self, Lines, Next, Segment};
+use crate::clock;
 
 /// Most findings that are told; what is wrong from one end to the other is told by the first.
 const MAX_FINDINGS: usize = 100;
+
+/// How long a running gateway may leave records unsigned: twice the longest `seal_every`.
+const UNSIGNED: Duration = Duration::seconds(120);
 
 /// Most records of a block that are compared one by one to tell which was changed.
 const MAX_COMPARED: usize = 4096;
@@ -140,6 +146,7 @@ pub fn verify(
         pending: Vec::new(),
         missing: None,
         unsigned: None,
+        dropped: None,
     };
     if segments.is_empty() {
         verifier.file = folder.to_owned();
@@ -188,8 +195,10 @@ struct Verifier {
     pending: Vec<(u64, String)>,
     /// The first segment that is there begins after these, of which a note must tell.
     missing: Option<(u64, PathBuf)>,
-    /// Where the first record stands that no good signature covers.
-    unsigned: Option<(PathBuf, u64, u64)>,
+    /// Where the first record stands that no good signature covers, and when its block was closed.
+    unsigned: Option<(PathBuf, u64, u64, String)>,
+    /// A note of removed segments that awaits a signature.
+    dropped: Option<String>,
 }
 
 impl Verifier {
@@ -404,12 +413,14 @@ impl Verifier {
                             (dropped.segments.0..=dropped.segments.1).contains(number)
                         });
                         if told {
-                            self.missing = None;
-                            self.report.notes.push(format!(
+                            self.dropped = Some(format!(
                                 "what was before record {} was removed on {}, as configured",
                                 dropped.last + 1,
                                 dropped.time
                             ));
+                            if !self.asked {
+                                self.told();
+                            }
                         }
                     }
                     Own::Ledger(_) => self.find(line, None, "a segment begins within a segment"),
@@ -430,7 +441,7 @@ impl Verifier {
         }
         if self.unsigned.is_none() && block.records > 0 {
             let at = pending.first().map_or(line, |(line, _)| *line);
-            self.unsigned = Some((self.file.clone(), at, block.first));
+            self.unsigned = Some((self.file.clone(), at, block.first, block.time.clone()));
         }
         if block.recovered {
             let torn = match block.torn {
@@ -489,6 +500,7 @@ impl Verifier {
         self.report.seals += 1;
         self.report.sealed = self.records;
         self.unsigned = None;
+        self.told();
         if !self.report.keys.contains(&seal.kid) {
             self.report.keys.push(seal.kid.clone());
         }
@@ -497,6 +509,14 @@ impl Verifier {
             if let Some(next) = PublicKey::from_x(x) {
                 self.keys.insert(next.thumbprint(), next);
             }
+        }
+    }
+
+    /// The segments that are missing were removed by the gateway, which said so.
+    fn told(&mut self) {
+        if let Some(note) = self.dropped.take() {
+            self.missing = None;
+            self.report.notes.push(note);
         }
     }
 
@@ -521,9 +541,15 @@ impl Verifier {
                 .push("no key was given: signatures were not verified".to_owned());
             return self.report;
         }
-        if let Some((file, line, record)) = self.unsigned.take() {
+        if let Some((file, line, record, closed)) = self.unsigned.take() {
             let last = self.records;
-            if self.report.open {
+            // A lock that is held proves nothing, for anybody can hold it: it excuses only as much as
+            // a gateway may leave unsigned.
+            let fresh = OffsetDateTime::parse(&closed, &Rfc3339).is_ok_and(|closed| {
+                let age = OffsetDateTime::from(clock::now()) - closed;
+                age.abs() <= UNSIGNED
+            });
+            if self.report.open && fresh && self.report.seals > 0 {
                 self.report.notes.push(format!(
                     "records {record} to {last} are not signed yet: the gateway is running"
                 ));

@@ -19,7 +19,7 @@ use self::source::{Facts, Source};
 use super::Forwarding;
 use super::assertion::{Assertion, AssertionConfig, Statement};
 use crate::authn::Caller;
-use crate::authz::DecidedBy;
+use crate::authz::{DecidedBy, Edits};
 use crate::body::Body;
 use crate::document::Value;
 use crate::request::{InboundRequest, Lines, RequestId, Rules, is_hop_by_hop};
@@ -258,11 +258,18 @@ impl IdentityHeaders {
                 policy: about.policy,
                 decided_by: about.decided_by,
                 decision_id: forwarding.decision_id,
+                edits: about.edits,
                 route: forwarding.route,
             };
             if let Some(value) = assertion.sign(&statement) {
                 ours.push((assertion.header.clone(), value));
             }
+        }
+        if let Some(edits) = about.edits {
+            // Never ours: see `Permit::within`, and once more here, where the request leaves.
+            let set = edits.headers.iter();
+            let set = set.filter(|(name, _)| !self.rules.owns(name.as_str()));
+            ours.extend(set.cloned());
         }
         if let Some(state) = &forwarding.trace.state
             && let Ok(state) = HeaderValue::from_str(state)
@@ -271,6 +278,7 @@ impl IdentityHeaders {
         }
         Fields {
             theirs: &request.headers,
+            edits: about.edits,
             forward_authorization: about.forward_authorization,
             owned: &self.rules.owned,
             ours,
@@ -314,6 +322,7 @@ impl IdentityHeaders {
 #[derive(Debug)]
 pub struct Fields<'a> {
     theirs: &'a HeaderMap,
+    edits: Option<&'a Edits>,
     forward_authorization: bool,
     owned: &'a [HeaderName],
     /// Written for this request alone.
@@ -330,6 +339,7 @@ impl<'a> Fields<'a> {
     pub(super) fn of(theirs: &'a HeaderMap) -> Self {
         Self {
             theirs,
+            edits: None,
             forward_authorization: false,
             owned: &[],
             ours: Vec::new(),
@@ -383,6 +393,9 @@ impl<'a> Fields<'a> {
     /// Whether a field of the client's goes on. What only we write was removed at the door already;
     /// it is asked once more here, where the request leaves.
     fn travels(&self, name: &HeaderName) -> bool {
+        if self.edits.is_some_and(|edits| edits.replaces(name)) {
+            return false;
+        }
         if *name == header::AUTHORIZATION {
             return self.forward_authorization;
         }
@@ -412,6 +425,8 @@ pub struct About<'a> {
     pub caller: &'a Caller,
     /// The policy's `identity` object.
     pub policy: Option<&'a Value>,
+    /// What the policy changes of the request.
+    pub edits: Option<&'a Edits>,
     /// Which policy allowed it.
     pub decided_by: &'a DecidedBy,
     /// What the request path knows beside the request itself.

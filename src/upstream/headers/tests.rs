@@ -104,6 +104,7 @@ fn written(headers: &IdentityHeaders, request: &InboundRequest, caller: &Caller)
         request,
         caller,
         policy: None,
+        edits: None,
         decided_by: &decided_by,
         forwarding: &forwarding,
         forward_authorization: false,

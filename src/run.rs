@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -240,7 +240,8 @@ impl Process {
         live.current().activate(&control.handle);
 
         let reloader = {
-            let (in_force, server) = (Arc::clone(&live), Arc::downgrade(&server));
+            let (in_force, serving) = (Arc::clone(&live), Arc::downgrade(&server));
+            let server = Weak::clone(&serving);
             let handle = control.handle.clone();
             let started = Started {
                 workers: options.workers.is_none().then_some(document.workers),
@@ -264,6 +265,7 @@ impl Process {
                 let snapshot = in_force.current();
                 snapshot.activate(&handle);
                 if !Arc::ptr_eq(&before.audit, &snapshot.audit) {
+                    snapshot.audit.adopt();
                     retire(&retired, Arc::clone(&before.audit));
                 }
                 access.store(Arc::new(admin));
@@ -272,8 +274,21 @@ impl Process {
                 started.compare(document);
                 Ok(())
             };
-            Reloader::new(options.config, Arc::clone(&live), Box::new(install))
+            let exchange = {
+                let (in_force, handle) = (Arc::clone(&live), control.handle.clone());
+                move |snapshot: Snapshot| {
+                    let before = in_force.current();
+                    in_force.replace(snapshot);
+                    if let Some(server) = serving.upgrade() {
+                        server.refresh();
+                    }
+                    drop(handle.spawn(let_go(before)));
+                }
+            };
+            let (install, exchange) = (Box::new(install), Box::new(exchange));
+            Reloader::new(options.config, Arc::clone(&live), install, exchange)
         };
+        drop(control.handle.spawn(Arc::clone(&reloader).follow()));
         if options.watch {
             drop(control.handle.spawn(Arc::clone(&reloader).watch()));
         }

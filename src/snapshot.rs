@@ -14,6 +14,7 @@ use crate::audit::Audit;
 use crate::authn::client_certificate::ClientCertificate;
 use crate::authn::jwt::Issuer;
 use crate::authz::Policy;
+use crate::bundle::Bundles;
 use crate::epoch::Epoch;
 use crate::limit::LimitSet;
 use crate::listener::Listener;
@@ -45,6 +46,8 @@ pub struct Snapshot {
     pub issuers: Named<Arc<Issuer>>,
     /// How client certificates become identities.
     pub certificates: Arc<ClientCertificate>,
+    /// Policies and data from outside.
+    pub bundles: Bundles,
     /// By name.
     pub policies: Named<Arc<Policy>>,
     /// Limits by name, and those that every route has.
@@ -73,6 +76,37 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The same configuration with other policies: all that carries state is the same object.
+    pub fn with_policies(&self, policies: Named<Arc<Policy>>) -> Self {
+        let routes = self.routes.with_policies(|before| {
+            let after = policies.get(&*before.decided_by.policy)?;
+            (!Arc::ptr_eq(before, after)).then(|| Arc::clone(after))
+        });
+        Self {
+            revision: Arc::clone(&self.revision),
+            compiled_at: self.compiled_at,
+            effective: self.effective.clone(),
+            files: self.files.clone(),
+            rules: self.rules.clone(),
+            listeners: self.listeners.clone(),
+            issuers: self.issuers.clone(),
+            certificates: Arc::clone(&self.certificates),
+            bundles: self.bundles.clone(),
+            policies,
+            limits: self.limits.clone(),
+            upstreams: self.upstreams.clone(),
+            identity: Arc::clone(&self.identity),
+            revocation: Arc::clone(&self.revocation),
+            routes,
+            audit: Arc::clone(&self.audit),
+            tracing: Arc::clone(&self.tracing),
+            head_timeout: self.head_timeout,
+            drain_timeout: self.drain_timeout,
+            metrics: Arc::clone(&self.metrics),
+            epoch: Arc::clone(&self.epoch),
+        }
+    }
+
     /// Starts everything that runs beside requests. Parts taken over from an earlier snapshot go on.
     pub fn activate(&self, control: &tokio::runtime::Handle) {
         self.issuers
@@ -81,6 +115,7 @@ impl Snapshot {
         self.listeners
             .values()
             .for_each(|listener| listener.activate(control));
+        self.bundles.activate(control);
         self.limits.activate(control);
         self.revocation.activate(control);
         self.tracing.activate(control);

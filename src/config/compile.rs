@@ -8,6 +8,8 @@ use super::document::Document;
 use super::read::{Blocks, Said};
 use super::{lint, revision};
 use crate::admin::Admin;
+use crate::authz::KnownBundles;
+use crate::bundle::Bundles;
 use crate::clock;
 use crate::limit::LimitSet;
 use crate::request::Rules;
@@ -45,6 +47,7 @@ pub(super) fn compile(
     let mut effective = said.settings.clone();
     said.listeners.good.clone_into(&mut effective.listeners);
     said.issuers.good.clone_into(&mut effective.issuers);
+    said.bundles.good.clone_into(&mut effective.bundles);
     said.policies.good.clone_into(&mut effective.policies);
     said.limits.good.clone_into(&mut effective.limits);
     said.upstreams.good.clone_into(&mut effective.upstreams);
@@ -82,8 +85,18 @@ pub(super) fn compile(
     let issuers = declared("issuers", said.issuers, cx, |name, config, cx| {
         config.compile_among(name, previous.map(|old| &old.issuers), cx)
     });
+    let hub = previous.map_or_else(Default::default, |old| Arc::clone(&old.bundles.hub));
+    let bundles = declared("bundles", said.bundles, cx, |name, config, cx| {
+        let previous = previous.and_then(|old| old.bundles.named.get(name));
+        config.compile(name, previous, &hub, cx)
+    });
+    let known = KnownBundles {
+        compiled: &bundles.compiled,
+        names: &bundles.names,
+    };
     let policies = declared("policies", said.policies, cx, |name, config, cx| {
-        config.compile(name, previous.and_then(|old| old.policies.get(name)), cx)
+        let previous = previous.and_then(|old| old.policies.get(name));
+        config.compile_among(name, previous, &known, cx)
     });
     let upstreams = declared("upstreams", said.upstreams, cx, |name, config, cx| {
         config.compile(name, previous.and_then(|old| old.upstreams.get(name)), cx)
@@ -140,6 +153,7 @@ pub(super) fn compile(
 
     let declared_names = [
         ("issuers", &issuers.names),
+        ("bundles", &bundles.names),
         ("policies", &policies.names),
         ("limits", &limit_names),
         ("upstreams", &upstreams.names),
@@ -176,6 +190,10 @@ pub(super) fn compile(
         listeners: listeners.compiled,
         issuers: issuers.compiled,
         certificates,
+        bundles: Bundles {
+            named: bundles.compiled,
+            hub,
+        },
         policies: policies.compiled,
         limits: kept(limits, "limits", cx)?,
         upstreams: upstreams.compiled,

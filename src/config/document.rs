@@ -8,6 +8,7 @@ use crate::audit::AuditConfig;
 use crate::authn::client_certificate::ClientCertificateConfig;
 use crate::authn::jwt::IssuerConfig;
 use crate::authz::PolicyConfig;
+use crate::bundle::BundleConfig;
 use crate::limit::{FailureLimitConfig, LimitConfig};
 use crate::listener::ListenerConfig;
 use crate::revocation::RevocationConfig;
@@ -46,6 +47,9 @@ pub struct Document {
     /// How client certificates become identities.
     #[serde(default)]
     pub client_certificate: ClientCertificateConfig,
+    /// Policies and data from outside, in OPA's bundle format, by name.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub bundles: Named<BundleConfig>,
     /// Who may do what, by name: entry points into Rego.
     #[serde(default)]
     pub policies: Named<PolicyConfig>,
@@ -93,6 +97,7 @@ impl Document {
             listeners: Named::new(),
             issuers: Named::new(),
             client_certificate: ClientCertificateConfig::default(),
+            bundles: Named::new(),
             policies: Named::new(),
             limits: Named::new(),
             authentication_failures: FailureLimitConfig::default(),

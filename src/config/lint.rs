@@ -71,6 +71,9 @@ fn unused(document: &Document, declared: &[(&str, &BTreeSet<String>)], cx: &mut 
         used.extend(route.policy.as_deref().map(|name| ("policies", name)));
         used.insert(("upstreams", route.upstream.as_str()));
     }
+    for policy in document.policies.values() {
+        used.extend(policy.bundles.iter().map(|name| ("bundles", name.as_str())));
+    }
     if cx.errors() > 0 {
         // Routes that did not load may have used them.
         return;
@@ -82,9 +85,14 @@ fn unused(document: &Document, declared: &[(&str, &BTreeSet<String>)], cx: &mut 
         {
             cx.at(*section, |cx| {
                 cx.at(name.clone(), |cx| {
+                    let user = if *section == "bundles" {
+                        "policy"
+                    } else {
+                        "route"
+                    };
                     cx.warning(
-                        format!("no route uses `{name}`"),
-                        "remove it, or name it in a route",
+                        format!("no {user} uses `{name}`"),
+                        format!("remove it, or name it in a {user}"),
                     );
                 });
             });

@@ -5,6 +5,8 @@
 //! by entry), document to [`Snapshot`] (`compile`, each room its own part). No section is parsed
 //! here; its meaning lives in the room that owns it.
 
+mod apart;
+mod bare;
 mod beside;
 mod compile;
 mod document;
@@ -20,6 +22,8 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use apart::{read_document, read_typed};
+pub use bare::load_for_questions;
 pub use beside::beside;
 pub use document::Document;
 pub use render::{Style, render};

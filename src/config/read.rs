@@ -24,6 +24,7 @@ pub(super) struct Said {
     pub(super) settings: Document,
     pub(super) listeners: Blocks<crate::listener::ListenerConfig>,
     pub(super) issuers: Blocks<crate::authn::jwt::IssuerConfig>,
+    pub(super) bundles: Blocks<crate::bundle::BundleConfig>,
     pub(super) policies: Blocks<crate::authz::PolicyConfig>,
     pub(super) limits: Blocks<crate::limit::LimitConfig>,
     pub(super) upstreams: Blocks<crate::upstream::UpstreamConfig>,
@@ -63,44 +64,7 @@ pub(super) fn text<'b>(file: &Path, bytes: &'b [u8], cx: &mut Compile) -> Option
 /// Reads the document. `None` when its text or its root is no good; everything else is reported
 /// and read as far as possible, so that later steps find their problems too.
 pub(super) fn document(file: &Path, text: &str, cx: &mut Compile) -> Option<Said> {
-    let faults = index::faults(text);
-    let placed = Placed::new(text.to_owned(), index::positions);
-    replace_context(cx, |cx| cx.with_positions(Arc::new(placed)));
-    let broken = !faults.is_empty();
-    for fault in faults {
-        cx.report(Problem {
-            severity: Severity::Error,
-            file: file.to_path_buf(),
-            line: fault.at.map(|at| at.line),
-            column: fault.at.map(|at| at.column),
-            path: fault.path,
-            message: fault.message,
-            help: fault.help,
-        });
-    }
-    if broken {
-        // Values of a file with duplicate keys or broken syntax would only give wrong problems.
-        return None;
-    }
-    let value: Value = match serde_yaml::from_str(text) {
-        Ok(value) => value,
-        Err(error) => {
-            let at = error.location().map(|at| Position {
-                line: at.line(),
-                column: at.column(),
-            });
-            cx.report(Problem {
-                severity: Severity::Error,
-                file: file.to_path_buf(),
-                line: at.map(|at| at.line),
-                column: at.map(|at| at.column),
-                path: String::new(),
-                message: format!("this is not YAML: {error}"),
-                help: None,
-            });
-            return None;
-        }
-    };
+    let value = value(file, text, cx)?;
     match value {
         Value::Mapping(root) => Some(sections(root, cx)),
         Value::Null => {
@@ -121,6 +85,49 @@ pub(super) fn document(file: &Path, text: &str, cx: &mut Compile) -> Option<Said
     }
 }
 
+/// Reads the text's value, and lets the context know where its parts stand. `None` when it has faults,
+/// which are reported.
+pub(super) fn value(file: &Path, text: &str, cx: &mut Compile) -> Option<Value> {
+    let faults = index::faults(text);
+    let placed = Placed::new(text.to_owned(), index::positions);
+    replace_context(cx, |cx| cx.with_positions(Arc::new(placed)));
+    let broken = !faults.is_empty();
+    for fault in faults {
+        cx.report(Problem {
+            severity: Severity::Error,
+            file: file.to_path_buf(),
+            line: fault.at.map(|at| at.line),
+            column: fault.at.map(|at| at.column),
+            path: fault.path,
+            message: fault.message,
+            help: fault.help,
+        });
+    }
+    if broken {
+        // Values of a file with duplicate keys or broken syntax would only give wrong problems.
+        return None;
+    }
+    match serde_yaml::from_str(text) {
+        Ok(value) => Some(value),
+        Err(error) => {
+            let at = error.location().map(|at| Position {
+                line: at.line(),
+                column: at.column(),
+            });
+            cx.report(Problem {
+                severity: Severity::Error,
+                file: file.to_path_buf(),
+                line: at.map(|at| at.line),
+                column: at.map(|at| at.column),
+                path: String::new(),
+                message: format!("this is not YAML: {error}"),
+                help: None,
+            });
+            None
+        }
+    }
+}
+
 /// Swaps the context by value in place.
 fn replace_context(cx: &mut Compile, change: impl FnOnce(Compile) -> Compile) {
     let placeholder = Compile::new(Path::new(""), Arc::clone(&cx.metrics));
@@ -131,6 +138,7 @@ fn replace_context(cx: &mut Compile, change: impl FnOnce(Compile) -> Compile) {
 fn sections(mut root: Mapping, cx: &mut Compile) -> Said {
     let listeners = blocks(&mut root, "listeners", cx);
     let issuers = blocks(&mut root, "issuers", cx);
+    let bundles = blocks(&mut root, "bundles", cx);
     let policies = blocks(&mut root, "policies", cx);
     let limits = blocks(&mut root, "limits", cx);
     let upstreams = blocks(&mut root, "upstreams", cx);
@@ -143,6 +151,7 @@ fn sections(mut root: Mapping, cx: &mut Compile) -> Said {
         settings: settings.unwrap_or_else(Document::empty),
         listeners,
         issuers,
+        bundles,
         policies,
         limits,
         upstreams,

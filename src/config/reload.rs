@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep, timeout};
 use super::beside::beside;
 use super::{Document, attempt, revision_on_disk};
 use crate::admin::Admin;
-use crate::schema::{Problem, Severity};
+use crate::bundle::{Bundle, Content, Fault, Kind, Offer};
+use crate::schema::{Compile, Problem, Severity};
 use crate::snapshot::{Live, Snapshot};
 
 /// Quiet time after the last change before files are read: editors and deployments write several.
@@ -33,6 +34,9 @@ const LOOK: Duration = Duration::from_secs(10);
 /// Puts a snapshot in force, or says why it cannot and leaves the old one. The document is for
 /// what counts at start only.
 pub type Install = Box<dyn Fn(Snapshot, &Document, Admin) -> Result<(), String> + Send + Sync>;
+
+/// Puts a snapshot in force that is the one before but for its policies.
+pub type Exchange = Box<dyn Fn(Snapshot) + Send + Sync>;
 
 /// What came of a reload.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +67,7 @@ pub struct Reloader {
     file: PathBuf,
     live: Arc<Live>,
     install: Install,
+    exchange: Exchange,
     /// One reload at a time; a second one finds out whether there is anything left to do.
     flight: Mutex<()>,
     changed: Notify,
@@ -80,11 +85,12 @@ impl fmt::Debug for Reloader {
 
 impl Reloader {
     /// A reloader for the configuration in `file`, now in force as `live`.
-    pub fn new(file: PathBuf, live: Arc<Live>, install: Install) -> Arc<Self> {
+    pub fn new(file: PathBuf, live: Arc<Live>, install: Install, exchange: Exchange) -> Arc<Self> {
         Arc::new(Self {
             file,
             live,
             install,
+            exchange,
             flight: Mutex::new(()),
             changed: Notify::new(),
             attempted: std::sync::Mutex::default(),
@@ -117,6 +123,10 @@ impl Reloader {
         if revision_on_disk(&self.file, &old.files).is_ok_and(|revision| *revision == *old.revision)
         {
             tracing::info!(revision = %old.revision, "configuration is unchanged");
+            old.bundles
+                .named
+                .values()
+                .for_each(|bundle| bundle.unchanged());
             return Outcome::Unchanged {
                 revision: Arc::clone(&old.revision),
             };
@@ -134,6 +144,14 @@ impl Reloader {
         if let Err(message) = (self.install)(loaded.snapshot, &loaded.document, loaded.admin) {
             return self.refused(&old, vec![self.problem(message)]);
         }
+        old.bundles.hub.reloaded();
+        let new = self.live.current();
+        for (name, bundle) in &old.bundles.named {
+            match new.bundles.named.get(name) {
+                Some(same) if Arc::ptr_eq(same, bundle) => {}
+                other => bundle.retire(other.is_none()),
+            }
+        }
         for warning in &loaded.warnings {
             warning.log();
         }
@@ -144,6 +162,88 @@ impl Reloader {
             changes,
             warnings: loaded.warnings,
         }
+    }
+
+    /// Puts downloaded bundles in force as they come, until the task is dropped.
+    pub async fn follow(self: Arc<Self>) {
+        loop {
+            // Of the one in force now; it is the same object in all that come after it.
+            let hub = Arc::clone(&self.live.current().bundles.hub);
+            hub.offered().await;
+            // Also those that were offered while others were tried.
+            while let Some((bundle, offer)) = self.offered() {
+                let content = Arc::clone(&offer.content);
+                let this = Arc::clone(&self);
+                let task = tokio::spawn(async move {
+                    let _flight = this.flight.lock().await;
+                    let worker = Arc::clone(&this);
+                    beside(move || worker.bring_here(&bundle, content)).await
+                });
+                let broke_down = || {
+                    let message = "trying it broke down: see the log";
+                    Err(Fault::new(Kind::Policy, message))
+                };
+                offer.answer(task.await.ok().flatten().unwrap_or_else(broke_down));
+            }
+        }
+    }
+
+    fn offered(&self) -> Option<(Arc<Bundle>, Offer)> {
+        let current = self.live.current();
+        let mut bundles = current.bundles.named.values();
+        bundles.find_map(|bundle| Some((Arc::clone(bundle), bundle.take_offer()?)))
+    }
+
+    /// Tries a content with every policy that uses its bundle, and puts it in force for all of them,
+    /// or for none.
+    fn bring_here(&self, bundle: &Arc<Bundle>, content: Arc<Content>) -> Result<(), Fault> {
+        let old = self.live.current();
+        let name = &*bundle.name;
+        let ours = old.bundles.named.get(name);
+        if !ours.is_some_and(|ours| Arc::ptr_eq(ours, bundle)) {
+            let message = "the configuration has changed meanwhile";
+            return Err(Fault::new(Kind::Policy, message));
+        }
+        let mut cx =
+            Compile::new(&self.file, Arc::clone(&old.metrics)).with_epoch(Arc::clone(&old.epoch));
+        let mut policies = old.policies.clone();
+        cx.at("policies", |cx| {
+            for (policy_name, policy) in &mut policies {
+                if policy.uses(name) {
+                    let made = cx.at(policy_name.clone(), |cx| {
+                        policy.with_bundle(bundle, &content, cx)
+                    });
+                    // What was not made has said why.
+                    if let Some(made) = made {
+                        *policy = made;
+                    }
+                }
+            }
+        });
+        let failed = cx.errors() > 0;
+        let (problems, _) = cx.finish();
+        for problem in &problems {
+            problem.log();
+        }
+        if failed {
+            let errors: Vec<&Problem> = problems
+                .iter()
+                .filter(|problem| problem.severity == Severity::Error)
+                .collect();
+            let first = errors
+                .first()
+                .map(|problem| problem.brief())
+                .unwrap_or_default();
+            let more = match errors.len() {
+                0 | 1 => String::new(),
+                count => format!(", and {} more: see the log", count - 1),
+            };
+            let message = format!("a policy would not be good with it: {first}{more}");
+            return Err(Fault::new(Kind::Policy, message));
+        }
+        (self.exchange)(old.with_policies(policies));
+        bundle.activated(content);
+        Ok(())
     }
 
     fn refused(&self, old: &Snapshot, problems: Vec<Problem>) -> Outcome {
@@ -228,6 +328,12 @@ fn changes(old: &Snapshot, new: &Snapshot) -> String {
     let mut parts = Vec::new();
     compare("listeners", &old.listeners, &new.listeners, &mut parts);
     compare("issuers", &old.issuers, &new.issuers, &mut parts);
+    compare(
+        "bundles",
+        &old.bundles.named,
+        &new.bundles.named,
+        &mut parts,
+    );
     compare("policies", &old.policies, &new.policies, &mut parts);
     compare("upstreams", &old.upstreams, &new.upstreams, &mut parts);
     let names = |snapshot: &Snapshot| -> BTreeSet<Arc<str>> {

@@ -60,6 +60,25 @@ pub struct Route {
     pub counts: RouteCounts,
 }
 
+impl Route {
+    /// The same route, where another policy decides.
+    fn with_policy(&self, policy: Arc<Policy>) -> Self {
+        Self {
+            name: Arc::clone(&self.name),
+            labels: self.labels.clone(),
+            paths: self.paths,
+            authn: self.authn.clone(),
+            policy,
+            stale: self.stale,
+            limits: self.limits.clone(),
+            upstream: Arc::clone(&self.upstream),
+            bounds: self.bounds.clone(),
+            upgrades: self.upgrades,
+            counts: self.counts.again(),
+        }
+    }
+}
+
 /// A route and the values of its path template.
 #[derive(Debug)]
 pub struct Match<'t> {

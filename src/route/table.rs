@@ -10,6 +10,7 @@ use matchit::Router;
 
 use super::template::Template;
 use super::{Match, Route};
+use crate::authz::Policy;
 use crate::request::{CanonicalPath, InboundRequest, Upgrade};
 use crate::schema::Compile;
 
@@ -55,7 +56,7 @@ pub(super) struct Entry {
 pub struct RouteTable {
     /// In the order of the file; the index speaks of them by position.
     routes: Vec<Arc<Route>>,
-    index: Index,
+    index: Arc<Index>,
 }
 
 impl RouteTable {
@@ -64,7 +65,19 @@ impl RouteTable {
         let (entries, routes) = routes.into_iter().unzip();
         Self {
             routes,
-            index: Index::build(entries, cx),
+            index: Arc::new(Index::build(entries, cx)),
+        }
+    }
+
+    /// The same routes, with other policies where there are some; `None` for those that stay.
+    pub fn with_policies(&self, other: impl Fn(&Arc<Policy>) -> Option<Arc<Policy>>) -> Self {
+        let routes = self.routes.iter().map(|route| match other(&route.policy) {
+            Some(policy) => Arc::new(route.with_policy(policy)),
+            None => Arc::clone(route),
+        });
+        Self {
+            routes: routes.collect(),
+            index: Arc::clone(&self.index),
         }
     }
 

@@ -175,6 +175,11 @@ impl Server {
         prepare(snapshot, self.workers.len(), &self.sockets())
     }
 
+    /// Has idle workers let go of what is no longer in force; the sockets stay as they are.
+    pub fn refresh(&self) {
+        self.tell(|| Order::Refresh);
+    }
+
     /// Accepts on new sockets and closes those that are no longer named. Call it right after the
     /// snapshot that was prepared has gone live.
     pub fn apply(&self, prepared: Prepared) {

@@ -45,7 +45,7 @@ impl Bench {
                 Ok(())
             }
         };
-        let reloader = Reloader::new(file, Arc::clone(&live), Box::new(install));
+        let reloader = Reloader::new(file, Arc::clone(&live), Box::new(install), Box::new(|_| {}));
         Self {
             folder,
             live,

@@ -21,20 +21,21 @@ use tokio::time::timeout;
 use crate::audit::Record;
 use crate::authn::Caller;
 use crate::authn::Recent;
-use crate::authz::{Decision, Machines, Permit, RouteFacts};
+use crate::authz::{BodyTerms, Decision, Machines, Permit, RouteFacts};
 use crate::body::Body;
 use crate::clock;
+use crate::intake::{self, Patience};
 use crate::lease::{self, Judged, Lease, Leases, Renewal};
 use crate::limit::Quota;
 use crate::listener;
 use crate::refusal::{Addressee, Refusal, quota_headers};
 use crate::request::{ConnInfo, InboundRequest, Malformed, RequestId, is_grpc};
 use crate::revocation::Endpoint;
-use crate::route::Match;
+use crate::route::{Match, Route};
 use crate::snapshot::{Held, Live, Snapshot, View};
 use crate::tls::Believer;
 use crate::tunnel::{Opening, Tunnel};
-use crate::upstream::{Forwarding, Pools, Trail};
+use crate::upstream::{self, Forwarding, Pools, RequestBodyFault, Trail};
 
 /// The request path of one worker, with what belongs to its core alone.
 #[derive(Debug)]
@@ -128,6 +129,7 @@ impl Gateway {
     /// Lets go of a configuration that is no longer in force.
     pub fn refresh(&self) {
         self.view.refresh();
+        self.machines.keep(self.view.current().policies.values());
     }
 
     /// Opens the record of a request. Not a part of [`Gateway::handle`], for a future may be dropped
@@ -293,6 +295,13 @@ impl Gateway {
         };
         record.caller(&caller);
 
+        // What they send, as far as the policy looks at it.
+        let mut body = Sent::Untouched(body);
+        if let Some(terms) = route.policy.body() {
+            // Boxed: most policies do not, and all requests would hold room for it.
+            body = Box::pin(taken_in(snapshot, route, terms, &mut request, body, record)).await?;
+        }
+
         // Whether it is still theirs, and whether they may.
         let permit = match self.decide(snapshot, &found, &request, caller) {
             Ok(permit) => permit,
@@ -322,10 +331,7 @@ impl Gateway {
         };
         let lasts = request.upgrade.is_some() || !body.is_end_stream();
         let hold = lasts.then(|| lease(Rc::clone(&request)));
-        let body = record.received(Body::stream(Inbound {
-            body,
-            lease: hold.as_ref().map(|hold| Rc::clone(hold.lease())),
-        }));
+        let body = body.under(hold.as_ref().map(|hold| Rc::clone(hold.lease())), record);
         let decision_id = record.decision_id();
         let forwarding = Forwarding {
             identity: &snapshot.identity,
@@ -393,7 +399,7 @@ impl Gateway {
             labels: &route.labels,
         };
         match route.policy.decide(&self.machines, request, &facts, caller) {
-            Decision::Allow(permit) => Ok(permit),
+            Decision::Allow(permit) => permit.within(&snapshot.rules).map_err(Refusal::Denied),
             Decision::Deny(denial) => Err(denial.into()),
         }
     }
@@ -485,6 +491,10 @@ impl Gateway {
         if !route.upgrades.still_open(request) {
             return Err(Refusal::NoRoute);
         }
+        // A policy that came to look at bodies after this one had gone by cannot judge it.
+        if route.policy.body().is_some() && request.excerpt.is_none() {
+            return Err(Refusal::NoRoute);
+        }
         let authenticated = route.authn.authenticate(&self.recent, request).await;
         let caller = authenticated.map_err(|failure| Refusal::Unauthenticated {
             failure,
@@ -541,14 +551,64 @@ async fn heard(
     Ok(delivery.response)
 }
 
+/// Reads what the policy is shown of the body.
+async fn taken_in(
+    snapshot: &Snapshot,
+    route: &Route,
+    terms: BodyTerms,
+    request: &mut InboundRequest,
+    body: Sent,
+    record: &mut Record,
+) -> Result<Sent, Refusal> {
+    let body = body.under(None, record);
+    if body.size_hint().lower() > route.bounds.max_body.get() {
+        return Err(upstream::Failure::RequestBody(RequestBodyFault::TooLarge).into());
+    }
+    let patience = Patience {
+        idle: route.bounds.idle_timeout.get(),
+        total: snapshot.head_timeout,
+    };
+    let body = intake::take_in(request, body, terms, patience).await;
+    body.map(Sent::TakenIn)
+        .map_err(|fault| upstream::Failure::RequestBody(fault).into())
+}
+
+/// The client's body.
+enum Sent {
+    Untouched(Incoming),
+    /// Some of it was read, and is counted.
+    TakenIn(Body),
+}
+
+impl Sent {
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Untouched(body) => body.is_end_stream(),
+            Self::TakenIn(body) => body.is_end_stream(),
+        }
+    }
+
+    /// For as long as the permission lasts.
+    fn under(self, lease: Option<Rc<Lease>>, record: &mut Record) -> Body {
+        match self {
+            Self::Untouched(body) => record.received(Body::stream(Inbound { body, lease })),
+            Self::TakenIn(body) if lease.is_none() => body,
+            Self::TakenIn(body) => Body::stream(Inbound { body, lease }),
+        }
+    }
+}
+
 /// The client's body as ours, for as long as its permission lasts. The answer ends by itself then, but
 /// only when it is asked for: a client that does not read its answer must not go on sending.
-struct Inbound {
-    body: Incoming,
+struct Inbound<B> {
+    body: B,
     lease: Option<Rc<Lease>>,
 }
 
-impl http_body::Body for Inbound {
+impl<B> http_body::Body for Inbound<B>
+where
+    B: http_body::Body<Data = bytes::Bytes, Error: Into<crate::body::BodyError>> + Unpin,
+{
     type Data = bytes::Bytes;
     type Error = crate::body::BodyError;
 
@@ -559,7 +619,8 @@ impl http_body::Body for Inbound {
         if let Some(lapse) = self.lease.as_ref().and_then(|lease| lease.lapse()) {
             return Poll::Ready(Some(Err(lapse.to_string().into())));
         }
-        Pin::new(&mut self.body).poll_frame(cx).map_err(Into::into)
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        frame.map_err(Into::into)
     }
 
     fn is_end_stream(&self) -> bool {

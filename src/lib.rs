@@ -33,7 +33,7 @@
 //! | see what happens to a request | [`gateway`] |
 //! | know why somebody got a 403, 429 or 502 | [`refusal`], then the stage it names |
 //! | add a way to prove who one is | [`authn`] |
-//! | see what policies can know | [`authz::input`] |
+//! | see what policies can know | [`authz::input`]; of bodies: [`intake`] |
 //! | see which headers reach a service | [`upstream::headers`] |
 //! | see which route takes a request | [`route`] |
 //! | learn what a key of `gateway.yaml` does | the struct in the room it belongs to; the root is [`config::Document`] |
@@ -41,7 +41,7 @@
 //! | see what ends a permission early | [`revocation`]; what tells of it is the [`epoch`] |
 //! | see how an open stream ends with its permission | [`lease`]; WebSocket and `CONNECT`: [`tunnel`] |
 //! | check what is recorded | [`audit`] |
-//! | bound a fetch from outside | [`fetch`] |
+//! | bound a fetch from outside | [`fetch`]; policies from outside: [`bundle`] |
 //! | see how the process starts and ends | [`run`] |
 //!
 //! # Directions
@@ -49,8 +49,8 @@
 //! A room may name only rooms to its left:
 //!
 //! ```text
-//! clock · epoch · metrics · schema · document · body · tls · fetch · request · telemetry · authn ·
-//! revocation · authz · limit · upstream · refusal · lease · audit · tunnel · listener · route · snapshot · admin ·
+//! clock · epoch · metrics · schema · document · body · tls · fetch · bundle · request · telemetry · authn ·
+//! revocation · authz · limit · upstream · intake · refusal · lease · audit · tunnel · listener · route · snapshot · admin ·
 //! config · gateway · server · run · dev · main
 //! ```
 //!
@@ -80,6 +80,8 @@
 //!    method list. There is no permissive default. A route without authentication or without policy
 //!    does not load; an open route says so.
 //!    - `policy::errors_of_the_engine_deny`
+//!    - `bundles::before_the_first_bundle_nobody_is_let_in_and_then_it_decides_and_changes`
+//!    - `bundles::a_bundle_must_be_signed_as_configured_and_is_never_silently_older`
 //!    - `keys::without_keys_nobody_is_let_in_and_readiness_says_why`
 //!    - `reload::a_bad_reload_changes_nothing_and_says_where_it_is_bad`
 //! 3. One canonical request. The path we match, the path the policy sees and the path the upstream
@@ -88,9 +90,11 @@
 //!    - `path::the_policy_sees_the_path_that_is_forwarded`
 //!    - `path::no_spelling_of_a_denied_path_reaches_the_upstream`
 //!    - `smuggling::ambiguous_lengths_are_refused_and_the_connection_closes`
+//!    - `envoy::a_body_that_can_be_read_in_two_ways_is_refused`
 //! 4. A header we own never arrives from outside, under any spelling.
 //!    - `headers::identity_headers_come_from_the_token_alone`
 //!    - `headers::connection_cannot_nominate_what_we_write`
+//!    - `envoy::headers_that_only_the_gateway_writes_are_not_the_policys`
 //!    - `h2::identity_headers_do_not_arrive_under_any_spelling_or_in_trailers`
 //! 5. One request, one snapshot of the configuration, one clock reading, one audit record.
 //!    - `audit::every_request_has_exactly_one_record`
@@ -99,10 +103,13 @@
 //!    - `forward::an_unreachable_upstream_is_a_502_that_tells_nothing`
 //!    - `audit::no_record_and_no_log_holds_a_credential`
 //!    - `policy::the_input_holds_the_request_and_no_credential`
+//!    - `envoy::the_input_holds_no_secret`
 //! 7. A bad reload changes nothing but a log line, a metric and the admin answer. A good one drops
 //!    no request.
 //!    - `reload::a_bad_reload_changes_nothing_and_says_where_it_is_bad`
 //!    - `reload::a_hundred_reloads_under_load_drop_nothing`
+//!    - `bundles::what_is_broken_or_hostile_changes_nothing_but_what_is_told_of_it`
+//!    - `bundles::bundles_change_under_load_without_a_failed_request`
 //! 8. Permission ages: what was allowed ends when its credential does, or when the policy wants to
 //!    be asked again, also in the middle of a body.
 //!    - `promises::a_stream_ends_when_its_token_does`
@@ -147,6 +154,7 @@ pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod body;
+pub mod bundle;
 pub mod clock;
 pub mod config;
 pub mod dev;
@@ -154,10 +162,12 @@ pub mod document;
 pub mod epoch;
 pub mod fetch;
 pub mod gateway;
+pub mod intake;
 pub mod lease;
 pub mod limit;
 pub mod listener;
 pub mod metrics;
+pub mod policy;
 pub mod refusal;
 pub mod request;
 pub mod revocation;

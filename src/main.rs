@@ -9,9 +9,11 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use portcullis::admin::Order;
 use portcullis::audit::PublicKey;
+use portcullis::authz::InputDocument;
 use portcullis::config::{self, Document, Style};
 use portcullis::dev::{DevArgs, TokenArgs};
 use portcullis::metrics::Metrics;
+use portcullis::policy::{self, PolicyArgs};
 use portcullis::run::{Ended, Options, Process, Signals, StartError};
 use portcullis::schema::{Problem, Severity};
 use portcullis::{audit, authz, dev, telemetry};
@@ -29,6 +31,7 @@ Examples:
   portcullis dev                            try everything on this machine
   portcullis run --config gateway.yaml      run the gateway
   portcullis check --config gateway.yaml    find every problem in a configuration
+  portcullis policy test                    run the policies' own tests and cases
   portcullis revoke --issuer main --subject alice --before now
                                             log alice out everywhere
   portcullis schema > gateway.schema.json   let an editor complete gateway.yaml
@@ -82,6 +85,8 @@ enum Command {
     },
     /// Run everything on this machine: issuer, demo service, gateway, and requests to try
     Dev(DevArgs),
+    /// Ask and test policies, offline
+    Policy(PolicyArgs),
     /// Mint a token from the development issuer
     Token(TokenArgs),
     /// End somebody's permissions at once, in the gateway that runs this configuration
@@ -90,11 +95,21 @@ enum Command {
     /// `--before`, everything that the issuer issues is meant, also what it issues later.
     #[command(after_help = REVOKE_EXAMPLES)]
     Revoke(RevokeArguments),
+    /// Look into a bundle in OPA's format, or make one
+    #[command(subcommand)]
+    Bundle(portcullis::bundle::Command),
     /// Work with the audit ledger
     #[command(subcommand)]
     Audit(AuditCommand),
-    /// Write the JSON Schema of the configuration file, for editors
-    Schema,
+    /// Write the JSON Schema of the configuration file, for editors; or of what policies see
+    Schema {
+        /// Of the `input` of policies: our own, or that of `input: envoy`
+        #[arg(long, value_enum, value_name = "DOCUMENT")]
+        input: Option<Input>,
+        /// Of tables of cases (`policies/cases/*.yaml`)
+        #[arg(long, conflicts_with = "input")]
+        cases: bool,
+    },
     /// Try a policy in a process of its own; started by the gateway itself
     #[command(hide = true)]
     PolicyGate,
@@ -191,6 +206,14 @@ enum Format {
     Json,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Input {
+    /// What a policy sees
+    Portcullis,
+    /// What a policy with `input: envoy` sees
+    Envoy,
+}
+
 /// The allocator asks for huge pages and keeps a heap for each thread, so that a few kilobytes of a
 /// thread become 2 MiB: 37 MB instead of 18 for a gateway with two routes. Where the kernel has no
 /// such pages there is nothing to switch off.
@@ -215,14 +238,20 @@ fn main() -> ExitCode {
             effective,
         } => Ok(check(&config.config, format, strict, effective)),
         Command::Dev(arguments) => dev::run_dev(arguments),
+        Command::Policy(arguments) => policy::run(&arguments),
         Command::Token(arguments) => dev::run_token(arguments),
         Command::Revoke(arguments) => revoke(arguments),
+        Command::Bundle(command) => {
+            let (mut out, mut err) = (io::stdout().lock(), io::stderr().lock());
+            let code = portcullis::bundle::run(command, &mut out, &mut err);
+            code.map(ExitCode::from).map_err(Into::into)
+        }
         Command::Audit(AuditCommand::Verify {
             folder,
             key,
             format,
         }) => verify(&folder, &key, format),
-        Command::Schema => Ok(schema()),
+        Command::Schema { input, cases } => Ok(schema(input, cases)),
         Command::PolicyGate => {
             let code = authz::gate_child(&mut io::stdin().lock(), &mut io::stdout().lock());
             return ExitCode::from(u8::try_from(code).unwrap_or(1));
@@ -432,9 +461,14 @@ fn revoke(arguments: RevokeArguments) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn schema() -> ExitCode {
-    let schema = schemars::schema_for!(Document);
-    say(&mut io::stdout(), &format!("{:#}\n", schema.to_value()));
+fn schema(input: Option<Input>, cases: bool) -> ExitCode {
+    let schema = match input {
+        None if cases => policy::cases_schema(),
+        None => schemars::schema_for!(Document).to_value(),
+        Some(Input::Portcullis) => InputDocument::Portcullis.schema().clone(),
+        Some(Input::Envoy) => InputDocument::Envoy.schema().clone(),
+    };
+    say(&mut io::stdout(), &format!("{schema:#}\n"));
     ExitCode::SUCCESS
 }
 

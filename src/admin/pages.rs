@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{AdminState, Page, Trusted};
 use crate::authn::jwt::Origin;
+use crate::authz::cost::LiveCost;
 use crate::clock;
 use crate::revocation::StaleRule;
 use crate::schema::{Problem, Severity};
@@ -27,6 +28,8 @@ GET  /ready    whether traffic should come here, with reasons
 GET  /metrics  numbers, as OpenMetrics text
 GET  /config   the configuration in force, defaults filled in, secrets as references  (token)
 GET  /status   revision, issuers, policies, upstreams, limits                         (token)
+GET  /bundles  each bundle: revision, files, last request, success and error          (token)
+GET  /policies the costliest rules of every policy, from one evaluation in 64         (token)
 GET  /keys     the keys of every issuer: kids, thumbprints, ages, what is distrusted  (token)
 POST /reload   load the configuration anew; problems as JSON                          (token, or
                `X-Portcullis-Admin: 1` where no token is configured)
@@ -56,15 +59,20 @@ pub(super) async fn find(
             let text = state.live.current().metrics.encode();
             page(StatusCode::OK, OPEN_METRICS, text)
         }
-        "/config" | "/status" | "/reload" if !trusted.token => untrusted(),
+        "/config" | "/status" | "/policies" | "/bundles" | "/reload" if !trusted.token => {
+            untrusted()
+        }
         "/config" if reading => {
             let text = state.live.current().effective.clone();
             page(StatusCode::OK, YAML, text)
         }
         "/status" if reading => status(state),
+        "/bundles" if reading => bundles(state),
+        "/policies" if reading => policies(state),
         "/reload" if posting && !trusted.intent => unmeant(),
         "/reload" if posting => reload(state).await,
-        "/" | "/live" | "/ready" | "/metrics" | "/config" | "/status" | "/reload" => wrong_method(),
+        "/" | "/live" | "/ready" | "/metrics" | "/config" | "/status" | "/policies"
+        | "/bundles" | "/reload" => wrong_method(),
         _ => problem(StatusCode::NOT_FOUND, "there is no such page"),
     }
 }
@@ -141,6 +149,14 @@ fn reasons(snapshot: &Snapshot, draining: bool) -> Vec<String> {
             reasons.push(reason);
         }
     }
+    for (name, bundle) in &snapshot.bundles.named {
+        // One that no policy uses keeps nobody out.
+        if let Err(reason) = bundle.ready()
+            && snapshot.policies.values().any(|policy| policy.uses(name))
+        {
+            reasons.push(reason);
+        }
+    }
     for (name, listener) in &snapshot.listeners {
         // Nothing but what another replica may have: it was never fetched here.
         if let Some(trust) = listener.clients()
@@ -200,6 +216,9 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
             warnings.push(format!("issuer {name}: its keys on disk: {error}"));
         }
     }
+    for bundle in snapshot.bundles.named.values() {
+        warnings.extend(bundle.faults());
+    }
     for (name, listener) in &snapshot.listeners {
         let Some(trust) = listener.clients() else {
             continue;
@@ -236,6 +255,66 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
         warnings.push("audit: records cannot be written".to_owned());
     }
     warnings
+}
+
+fn bundles(state: &AdminState) -> Page {
+    let snapshot = state.live.current();
+    let named: Map<String, Value> = snapshot
+        .bundles
+        .named
+        .iter()
+        .map(|(name, bundle)| {
+            let users = snapshot.policies.iter();
+            let users = users.filter(|(_, policy)| policy.uses(name));
+            let users: Vec<&str> = users.map(|(name, _)| name.as_str()).collect();
+            let mut status = json!(bundle.status());
+            if let Value::Object(members) = &mut status {
+                members.insert("policies".to_owned(), json!(users));
+            }
+            (name.clone(), status)
+        })
+        .collect();
+    answer(StatusCode::OK, &json!({ "bundles": named }))
+}
+
+/// Most rules that are shown of a policy.
+const MAX_RULES: usize = 20;
+
+/// The costliest rules of each policy, by the time that they took without those that they call.
+fn policies(state: &AdminState) -> Page {
+    let snapshot = state.live.current();
+    let policies: Map<String, Value> = snapshot
+        .policies
+        .iter()
+        .map(|(name, policy)| {
+            let costs = policy.costs();
+            let all: f64 = costs.iter().map(|rule| rule.time.as_secs_f64()).sum();
+            let rules: Vec<Value> = costs
+                .iter()
+                .filter(|rule| rule.evaluations > 0)
+                .take(MAX_RULES)
+                .map(|rule| {
+                    json!({
+                        "rule": rule.rule,
+                        "at": format!("{}:{}", rule.file, rule.line),
+                        "evaluations": rule.evaluations,
+                        "seconds": rule.time.as_secs_f64(),
+                        "share": if all > 0.0 { rule.time.as_secs_f64() / all } else { 0.0 },
+                        "budget_overruns": rule.overruns,
+                    })
+                })
+                .collect();
+            let state = json!({
+                "revision": policy.revision(),
+                "engine": policy.engine(),
+                "watched": policy.watched(),
+                "watched_one_in": LiveCost::ONE_IN,
+                "rules": rules,
+            });
+            (name.clone(), state)
+        })
+        .collect();
+    answer(StatusCode::OK, &json!({ "policies": policies }))
 }
 
 fn status(state: &AdminState) -> Page {

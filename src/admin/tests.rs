@@ -22,6 +22,7 @@ const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
 fn snapshot() -> Snapshot {
     Snapshot {
+        bundles: crate::bundle::Bundles::default(),
         revision: "rev1".into(),
         compiled_at: crate::clock::now(),
         effective: "admin:\n  token: env:ADMIN_TOKEN\n".to_owned(),

@@ -1,12 +1,22 @@
-# May this caller do this with orders, now?
+# METADATA
+# title: Orders
+# description: |
+#   May this caller do this with orders, now?
 #
-# The gateway asks for `data.orders.decision` on every request of a route with `policy: orders`.
-# What is in `input` is described in README.md under "Policies"; what the routes of gateway.yaml
-# say of themselves is in `input.route.labels`. Only `"allow": true` lets a request through: an
-# undefined answer, an error or a spent budget is a refusal.
+#   The gateway asks for `data.orders.decision` on every request of a route with `policy: orders`.
+#   What is in `input` is described in README.md under "Policies"; what the routes of gateway.yaml
+#   say of themselves is in `input.route.labels`. Only `"allow": true` lets a request through: an
+#   undefined answer, an error or a spent budget is a refusal.
 #
-# Nobody but the record sees `reason`; the client reads `message`.
+#   Nobody but the record sees `reason`; the client reads `message`.
 package orders
+
+import data.callers.action
+import data.callers.known_partner
+import data.callers.needed_scope
+import data.callers.roles
+import data.callers.scope_granted
+import data.callers.second_factor
 
 default decision := {
 	"allow": false,
@@ -74,23 +84,3 @@ grant := "orders.admin" if {
 	action == "create"
 	"customer" in roles
 }
-
-# What the route is for: `labels` in gateway.yaml.
-action := input.route.labels.action
-
-# A purpose that data.yaml does not list needs a scope that nobody has.
-default needed_scope := "none"
-
-needed_scope := data.scopes[action]
-
-scope_granted if needed_scope in input.identity.scopes
-
-# Roles are granted by the issuer; a token without them has none.
-default roles := []
-
-roles := input.identity.claims.roles
-
-second_factor if input.identity.claims.acr == "urn:example:mfa"
-
-# The certificate was verified against the listener's authorities; the list says who it may be.
-known_partner if data.partners[input.source.tls.client_certificate.spiffe_id]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Low to high: a room may name only rooms to its left (and itself).
-const ORDER: [&str; 32] = [
+const ORDER: [&str; 33] = [
     "clock",
     "epoch",
     "metrics",
@@ -21,6 +21,7 @@ const ORDER: [&str; 32] = [
     "authz",
     "limit",
     "upstream",
+    "intake",
     "refusal",
     "lease",
     "audit",
@@ -49,7 +50,7 @@ const LIBRARIES: [(&str, &[&str]); 9] = [
     ("rustls", &["tls"]),
     ("tokio_rustls", &["tls", "server", "dev"]),
     ("prometheus_client", &["metrics"]),
-    ("clap", &["main", "dev", "policy"]),
+    ("clap", &["main", "dev", "policy", "bundle"]),
 ];
 
 fn sources(folder: &Path, found: &mut Vec<(String, String)>) {

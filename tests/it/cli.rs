@@ -53,15 +53,15 @@ fn a_good_configuration_is_fine() {
 
 #[test]
 fn a_problem_is_told_with_its_place_and_what_to_do() {
-    let folder = folder("package gate\n\nallow if time.now_ns() > 5\n");
+    let folder = folder("package gate\n\nallow if http.send({}) == 5\n");
     let output = check(folder.path(), &[]);
     let out = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{out}");
     assert!(out.contains("gate.rego:3:10"), "{out}");
     assert!(
-        out.contains("`time.now_ns`")
+        out.contains("`http.send`")
             && out.contains("help")
-            && out.contains("input.request.received_at_ns"),
+            && out.contains("as data beside the policy"),
         "{out}"
     );
     assert!(out.contains("does not load: 1 error"), "{out}");

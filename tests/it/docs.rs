@@ -163,6 +163,10 @@ fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
+        if entry.path().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+            continue;
+        }
         fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
     }
 }
@@ -204,21 +208,24 @@ fn the_shipped_configuration_loads_and_warns_of_the_open_route_alone() {
 
 /// One refusal of each kind.
 fn refusals() -> Vec<Refusal> {
-    let denial = |step_up| {
+    let denied = |reason, step_up| {
         let decided_by = DecidedBy {
             policy: Arc::from("orders"),
             revision: Arc::from("1"),
         };
         Refusal::from(Denial {
-            reason: Reason::Undefined,
+            reason,
             status: None,
             message: None,
             headers: Vec::new(),
             step_up,
             decided_by,
+            body: None,
+            metadata: None,
             detail: None,
         })
     };
+    let denial = |step_up| denied(Reason::Undefined, step_up);
     let failure = |failure| Refusal::Unauthenticated {
         failure,
         bearer: true,
@@ -255,6 +262,8 @@ fn refusals() -> Vec<Refusal> {
             source_name: Arc::from("dev"),
         }),
         denial(None),
+        denied(Reason::Unavailable, None),
+        denied(Reason::Body, None),
         denial(Some(StepUp {
             acr_values: Vec::new(),
             max_age: None,

@@ -181,18 +181,6 @@ fn policies_that_could_bring_the_process_down_do_not_load() {
             ),
         ),
         (
-            "big range",
-            "package gate\n\nallow if count(numbers.range(1, 50000000)) > 1\n",
-        ),
-        (
-            "big network",
-            "package gate\n\nallow if count(net.cidr_expand(\"10.0.0.0/8\")) > 1\n",
-        ),
-        (
-            "big padding",
-            "package gate\n\nallow if sprintf(\"%999999999d\", [1]) != \"\"\n",
-        ),
-        (
             "outside call",
             "package gate\n\nallow if http.send({\"method\": \"get\", \"url\": \"http://127.0.0.1\"}).status_code == 200\n",
         ),
@@ -253,7 +241,10 @@ fn errors_of_the_engine_deny() {
     for body in [
         "1 / input.identity.claims.zero > 0",
         "upper(input.identity.claims.zero) == \"X\"",
-        "strings.count(\"x\", input.identity.claims.empty) > 0",
+        // Each passes a bound of the builtin's work, whatever the rule makes of it.
+        "not count(numbers.range(1, 50000000)) == 7",
+        "not count(net.cidr_expand(\"10.0.0.0/8\")) == 7",
+        "not sprintf(\"%999999999d\", [1]) == \"\"",
         "not upper(input.identity.claims.zero) == \"X\"",
         "not bad\n\nbad if 1 / input.identity.claims.zero == 7",
         "not bad\n\nbad := 1 if input.identity\n\nbad := 2 if input.request",
@@ -290,7 +281,7 @@ fn errors_of_the_engine_deny() {
 }
 
 #[test]
-fn what_may_be_absent_is_not_negated() {
+fn a_not_over_what_is_absent_allows_nobody() {
     let mut world = World::start();
     let reload = |world: &mut World, body: &str, name: &str| {
         let rego =
@@ -300,25 +291,12 @@ fn what_may_be_absent_is_not_negated() {
             document["policies"]["gate"]["files"] = json!([name]);
         })
     };
-    let answer = reload(
-        &mut world,
+    let forms = [
         "\tnot input.identity.claims.dept in blocked",
-        "bad.rego",
-    );
-    assert!(answer.status >= 400, "it loaded");
-    let text = answer.text();
-    for part in [
-        "bad.rego",
-        "`input.identity.claims.dept`",
-        "dept := input.identity.claims.dept",
-    ] {
-        assert!(text.contains(part), "{part}: {text}");
-    }
-    let mended = [
         "\tdept := input.identity.claims.dept\n\tnot dept in blocked",
         "\tinput.identity.claims.dept != \"\"\n\tnot input.identity.claims.dept in blocked",
     ];
-    for (index, body) in mended.into_iter().enumerate() {
+    for (index, body) in forms.into_iter().enumerate() {
         let answer = reload(&mut world, body, &format!("good{index}.rego"));
         assert!(answer.status < 400, "{body}: {}", answer.text());
         for (dept, status) in [(None, 403), (Some("closed"), 403), (Some("sales"), 200)] {

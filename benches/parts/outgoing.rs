@@ -79,6 +79,7 @@ fn fields(criterion: &mut Criterion<CpuTime>) {
             request: &request,
             caller: &permit.caller,
             policy: permit.advice.identity.as_ref(),
+            edits: permit.advice.edits.as_deref(),
             decided_by: &permit.decided_by,
             forwarding: &forwarding,
             forward_authorization: false,

@@ -853,6 +853,37 @@ fn patterns_formats_globs_and_patches_are_those_of_opa() {
     assert_eq!(denied(decide(loaded.policy())).reason, Reason::Budget);
 }
 
+// ---- answers that depend on the time
+
+#[test]
+fn a_deadline_bound_by_a_variable_ends_a_kept_answer() {
+    // One second after the request's time.
+    let deadline = "1768473001000000000";
+    for rules in [
+        "allow if { deadlines[t]; input.request.received_at_ns < t }",
+        "allow if { walk(deadlines, [_, t]); is_number(t); input.request.received_at_ns < t }",
+        "allow if { some t in deadlines; input.request.received_at_ns < t }",
+        "allow if { every t in deadlines { input.request.received_at_ns < t } }",
+    ] {
+        let loaded = load(&format!(
+            "deadlines contains {deadline} if input.request.path\n{rules}"
+        ));
+        let (policy, machines) = (loaded.policy(), Machines::default());
+        let route = RouteFacts {
+            name: &"read-order".into(),
+            params: &[],
+            labels: &object([("team", Value::from("orders"))]),
+        };
+        let mut request = request("/orders/42");
+        let mut ask = |later: u64| {
+            request.received_at += Duration::from_secs(later);
+            allowed(&policy.decide(&machines, &request, &route, Caller::Anonymous))
+        };
+        assert_eq!((ask(0), ask(0)), (true, true), "{rules}: {}", loaded.text());
+        assert!(!ask(2), "{rules}");
+    }
+}
+
 // ---- the policy's own tests
 
 #[test]

@@ -508,6 +508,14 @@ impl<'s> Scan<'s> {
             });
         }
         let mut meanings = self.meanings.meanings(&names);
+        // Neither imported nor a rule's: a variable that an index, a pattern or a call gives its value.
+        if root != "data"
+            && root != "input"
+            && meanings.len() == 1
+            && !meanings.iter().any(|rule| self.is_rule(rule))
+        {
+            return None;
+        }
         // Beside what an import gives it, a name may be a rule's; the last, if there is one.
         if meanings.len() > 1 && meanings.last().is_some_and(|rule| !self.is_rule(rule)) {
             meanings.pop();

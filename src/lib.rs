@@ -41,6 +41,7 @@
 //! | see what ends a permission early | [`revocation`]; what tells of it is the [`epoch`] |
 //! | see how an open stream ends with its permission | [`lease`]; WebSocket and `CONNECT`: [`tunnel`] |
 //! | check what is recorded | [`audit`] |
+//! | try policies, or ask who may what | [`policy`] |
 //! | bound a fetch from outside | [`fetch`]; policies from outside: [`bundle`] |
 //! | see how the process starts and ends | [`run`] |
 //!
@@ -49,9 +50,10 @@
 //! A room may name only rooms to its left:
 //!
 //! ```text
-//! clock · epoch · metrics · schema · document · body · tls · fetch · bundle · request · telemetry · authn ·
-//! revocation · authz · limit · upstream · intake · refusal · lease · audit · tunnel · listener · route · snapshot · admin ·
-//! config · gateway · server · run · dev · main
+//! clock · epoch · metrics · schema · document · body · tls · kept · fetch · bundle · request · telemetry ·
+//! authn · revocation · authz · limit · upstream · intake · refusal · lease · audit · tunnel · listener ·
+//! route · snapshot · admin ·
+//! config · gateway · server · policy · run · dev · main
 //! ```
 //!
 //! A stage may use the products of earlier stages and has never heard of later ones; stages never
@@ -163,6 +165,7 @@ pub mod epoch;
 pub mod fetch;
 pub mod gateway;
 pub mod intake;
+mod kept;
 pub mod lease;
 pub mod limit;
 pub mod listener;

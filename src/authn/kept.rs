@@ -1,16 +1,11 @@
 //! The last good key set and the distrusted keys of an issuer, on disk. Stateless.
 //!
-//! Whoever can write this file decides whose tokens are believed, so it is read only when nobody but the
-//! gateway's own user could have written it: a regular file (no symbolic link), owned by that user (or
-//! root), writable by nobody else, in a folder where nobody else can put another in its place. It is
-//! written beside itself, flushed, and renamed, so that a crash leaves the old one or the new one. What
-//! is read is checked like what is fetched; a file of another issuer and a damaged one are refused, with
-//! the reason, and left where they are. Of one from the future only the distrust counts: it needs no clock.
+//! Whose files are believed is told in [`crate::kept`]. What is read is checked like what is fetched; a
+//! file of another issuer and a damaged one are refused, with the reason, and left where they are. Of one
+//! from the future only the distrust counts: it needs no clock.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +16,7 @@ use serde_json::Value;
 use super::book::{Book, Distrust, MAX_DISTRUSTED, Published};
 use super::jws;
 use super::keys::KeySet;
+use crate::kept::{self, Unusable};
 
 /// Largest file that is read.
 const MAX_FILE: u64 = 1 << 20;
@@ -42,6 +38,16 @@ pub(super) enum Refusal {
     Issuer,
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
+}
+
+impl From<Unusable> for Refusal {
+    fn from(why: Unusable) -> Self {
+        match why {
+            Unusable::Read(error) => Self::Read(error),
+            Unusable::Insecure(why) => Self::Insecure(why),
+            Unusable::TooLarge(_) => Self::Damaged("it is too large"),
+        }
+    }
 }
 
 impl Refusal {
@@ -179,37 +185,9 @@ impl Kept {
 /// # Errors
 /// [`Refusal`].
 pub(super) fn read(path: &Path, issuer: &str, now: SystemTime) -> Result<Option<Found>, Refusal> {
-    // Neither a symbolic link is followed nor a pipe waited for.
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC)
-        .open(path);
-    let file = match file {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-            return Err(Refusal::Insecure("it is a symbolic link"));
-        }
-        Err(error) => return Err(Refusal::Read(error)),
+    let Some(text) = kept::read(path, MAX_FILE)? else {
+        return Ok(None);
     };
-    let metadata = file.metadata().map_err(Refusal::Read)?;
-    if !metadata.is_file() {
-        return Err(Refusal::Insecure("it is something else"));
-    }
-    if !is_ours(metadata.uid()) {
-        return Err(Refusal::Insecure("it belongs to another user"));
-    }
-    if metadata.mode() & 0o022 != 0 {
-        return Err(Refusal::Insecure("others may write it"));
-    }
-    check_folder(path)?;
-    if metadata.len() > MAX_FILE {
-        return Err(Refusal::Damaged("it is too large"));
-    }
-    let mut text = Vec::new();
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut text)
-        .map_err(Refusal::Read)?;
     let document: Document = serde_json::from_slice(&text)
         .map_err(|_| Refusal::Damaged("it is not what the gateway writes"))?;
     if document.kept.checksum() != Some(document.checksum) {
@@ -222,69 +200,16 @@ pub(super) fn read(path: &Path, issuer: &str, now: SystemTime) -> Result<Option<
 ///
 /// # Errors
 /// Why it could not; then the file is as it was.
-pub(super) fn write(path: &Path, kept: Kept) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder(path))?;
-    check_folder(path).map_err(io::Error::other)?;
-    let checksum = kept
+pub(super) fn write(path: &Path, book: Kept) -> io::Result<()> {
+    let checksum = book
         .checksum()
         .ok_or_else(|| io::Error::other("it cannot be written as JSON"))?;
-    let mut text = serde_json::to_vec_pretty(&Document { checksum, kept })?;
+    let mut text = serde_json::to_vec_pretty(&Document {
+        checksum,
+        kept: book,
+    })?;
     text.push(b'\n');
-    let beside = beside(path)?;
-    let written = File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&beside)
-        .and_then(|mut file| {
-            file.write_all(&text)?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&beside);
-    }
-    written?;
-    // The new name is as durable as the content.
-    File::open(folder(path))?.sync_all()
-}
-
-/// A name of its own: two processes may write at one time, as one takes over from the other.
-fn beside(path: &Path) -> io::Result<PathBuf> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| io::Error::other("the path has no file name"))?;
-    let mut beside = std::ffi::OsString::from(".");
-    beside.push(name);
-    beside.push(format!(".{:016x}", rand::random::<u64>()));
-    Ok(path.with_file_name(beside))
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// Where others may rename, they may put another file in the place of ours.
-fn check_folder(path: &Path) -> Result<(), Refusal> {
-    let metadata = fs::metadata(folder(path)).map_err(Refusal::Read)?;
-    let sticky = metadata.mode() & 0o1000 != 0;
-    if metadata.mode() & 0o022 != 0 && !sticky {
-        return Err(Refusal::Insecure("others may write in its folder"));
-    }
-    if !is_ours(metadata.uid()) && !sticky {
-        return Err(Refusal::Insecure("its folder belongs to another user"));
-    }
-    Ok(())
-}
-
-fn is_ours(user: u32) -> bool {
-    user == 0 || user == rustix::process::geteuid().as_raw()
+    kept::write(path, &text)
 }
 
 /// What keeps a book on disk.

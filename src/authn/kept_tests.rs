@@ -1,6 +1,8 @@
 //! What is written is read again; what somebody else may have written is not.
 
+use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 
 use super::*;
 use crate::authn::book::Origin;

@@ -13,8 +13,9 @@ use super::archive::{self, Bounds, Files};
 use super::fault::{Fault, Kind};
 use super::poll::{Remote, Timing};
 use super::signature::{Key, SigningAlgorithm, Verifier};
-use super::{Bundle, Hub, Reader, Source, kept};
+use super::{Bundle, Hub, Reader, Source};
 use crate::fetch::{Fetcher, Target};
+use crate::kept;
 use crate::schema::{Compile, ContentDigest, Named, Secret, SecretRef, Size, Span};
 
 /// Shortest and longest time for one download.

@@ -13,7 +13,6 @@ mod command;
 mod config;
 mod content;
 mod fault;
-mod kept;
 mod poll;
 mod signature;
 

@@ -16,8 +16,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::fault::{Fault, Kind};
-use super::{Bundle, Content, kept};
+use super::{Bundle, Content};
 use crate::fetch::{Ask, Document, FetchError, Fetcher, Target};
+use crate::kept;
 use crate::schema::ContentDigest;
 
 /// The first pause after a failure.

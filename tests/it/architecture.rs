@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Low to high: a room may name only rooms to its left (and itself).
-const ORDER: [&str; 33] = [
+const ORDER: [&str; 34] = [
     "clock",
     "epoch",
     "metrics",
@@ -12,6 +12,7 @@ const ORDER: [&str; 33] = [
     "document",
     "body",
     "tls",
+    "kept",
     "fetch",
     "bundle",
     "request",

@@ -1,21 +1,34 @@
-//! The last good bundle on disk, byte for byte as it came.
+//! Files that outlive the process, and that nobody else could have written.
 //!
-//! Where bundles are not signed, whoever can write this file decides; so it is read only when nobody
-//! but the gateway's own user could have written it: a regular file (no symbolic link), owned by that
-//! user (or root), writable by nobody else, in a folder where nobody else can put another in its place.
-//! It is written beside itself, flushed, and renamed: a crash leaves the old one or the new one.
+//! Whoever can write such a file decides whose tokens are believed, or who is let in; so it is read only
+//! when nobody but the gateway's own user could have written it: a regular file (no symbolic link), owned
+//! by that user (or root), writable by nobody else, in a folder where nobody else can put another in its
+//! place. It is written beside itself, flushed, and renamed: a crash leaves the old one or the new one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// Reads what was kept; `None` when there is no file. Blocks.
+/// Why a file is not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
+    /// The system's reason.
+    #[error("it cannot be read: {0}")]
+    Read(#[from] io::Error),
+    /// Somebody else could have written it.
+    #[error("it is no regular file of the gateway's own: {0}")]
+    Insecure(&'static str),
+    /// Longer than may be read.
+    #[error("it is larger than {0} bytes")]
+    TooLarge(u64),
+}
+
+/// Reads what was kept, at most so many bytes; `None` when there is no file. Blocks.
 ///
 /// # Errors
-/// Why it is not to be trusted, or cannot be read.
-pub(super) fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
-    let refused = |why: &str| Err(io::Error::other(why.to_owned()));
+/// [`Unusable`].
+pub(crate) fn read(path: &Path, most: u64) -> Result<Option<Vec<u8>>, Unusable> {
     // Neither a symbolic link is followed nor a pipe waited for.
     let opened = OpenOptions::new()
         .read(true)
@@ -25,25 +38,25 @@ pub(super) fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-            return refused("it is a symbolic link");
+            return Err(Unusable::Insecure("it is a symbolic link"));
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return refused("it is no regular file");
+        return Err(Unusable::Insecure("it is something else"));
     }
     if !is_ours(metadata.uid()) {
-        return refused("it belongs to another user");
+        return Err(Unusable::Insecure("it belongs to another user"));
     }
     if metadata.mode() & 0o022 != 0 {
-        return refused("others may write it");
+        return Err(Unusable::Insecure("others may write it"));
     }
     check_folder(path)?;
     let mut bytes = Vec::new();
     file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > most {
-        return refused("it is larger than `max_size`");
+        return Err(Unusable::TooLarge(most));
     }
     Ok(Some(bytes))
 }
@@ -52,12 +65,12 @@ pub(super) fn read(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
 ///
 /// # Errors
 /// Why it could not; then the file is as it was.
-pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(folder(path))?;
-    check_folder(path)?;
+    check_folder(path).map_err(io::Error::other)?;
     let beside = beside(path)?;
     let written = File::options()
         .write(true)
@@ -96,14 +109,14 @@ fn folder(path: &Path) -> &Path {
 }
 
 /// Where others may rename, they may put another file in the place of ours.
-fn check_folder(path: &Path) -> io::Result<()> {
+fn check_folder(path: &Path) -> Result<(), Unusable> {
     let metadata = fs::metadata(folder(path))?;
     let sticky = metadata.mode() & 0o1000 != 0;
     if metadata.mode() & 0o022 != 0 && !sticky {
-        return Err(io::Error::other("others may write in its folder"));
+        return Err(Unusable::Insecure("others may write in its folder"));
     }
     if !is_ours(metadata.uid()) && !sticky {
-        return Err(io::Error::other("its folder belongs to another user"));
+        return Err(Unusable::Insecure("its folder belongs to another user"));
     }
     Ok(())
 }
@@ -128,7 +141,7 @@ mod tests {
         assert_eq!(read(&path, 10).unwrap().unwrap(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
-        assert!(read(&path, 2).unwrap_err().to_string().contains("max_size"));
+        assert!(matches!(read(&path, 2), Err(Unusable::TooLarge(2))));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Claims are parsed once per token straight into this form, so that a policy's input shares them
 //! instead of copying them. This room and `authz` are the only ones that name regorus.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +14,9 @@ pub use regorus::Value;
 
 /// How deep arrays and objects of a parsed document may nest.
 pub const MAX_DEPTH: usize = 64;
+
+/// From here on doubles do not tell whole numbers apart (RFC 7493 section 2.2).
+const INEXACT: f64 = 9_007_199_254_740_992.0;
 
 /// Why a document could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,14 +30,47 @@ pub struct Unreadable {
     pub column: Option<usize>,
 }
 
-/// Reads a JSON document. A member that occurs twice, nesting deeper than [`MAX_DEPTH`] and
-/// anything behind the document are refused: each can be read in two ways.
+/// How many values may still be read. What a document takes in memory is a matter of its values more
+/// than of its bytes: a zero and its comma become thirty.
+#[derive(Debug)]
+pub struct Allowance(Cell<usize>);
+
+impl Allowance {
+    /// So many values: numbers, texts, arrays, objects and their members.
+    pub fn of(values: usize) -> Self {
+        Self(Cell::new(values))
+    }
+
+    /// As many as fit into the bytes.
+    fn unbounded() -> Self {
+        Self::of(usize::MAX)
+    }
+
+    fn take<E: serde::de::Error>(&self) -> Result<(), E> {
+        let left = self.0.get().checked_sub(1);
+        let left = left.ok_or_else(|| E::custom("there are too many values in it"))?;
+        self.0.set(left);
+        Ok(())
+    }
+}
+
+/// Reads a JSON document. A member that occurs twice, nesting deeper than [`MAX_DEPTH`], a whole
+/// number that is beyond 64 bits or not written as one and beyond 2^53, and anything behind the
+/// document are refused: each can be read in two ways.
 ///
 /// # Errors
 /// [`Unreadable`], with the position.
 pub fn from_json(bytes: &[u8]) -> Result<Value, Unreadable> {
+    from_json_within(bytes, &Allowance::unbounded())
+}
+
+/// Reads a JSON document of so many values at most.
+///
+/// # Errors
+/// [`Unreadable`], with the position.
+pub fn from_json_within(bytes: &[u8], allowance: &Allowance) -> Result<Value, Unreadable> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict { depth: 0 }
+    let value = Strict::new(allowance)
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value));
     value.map_err(|error| {
@@ -52,8 +89,16 @@ pub fn from_json(bytes: &[u8]) -> Result<Value, Unreadable> {
 /// # Errors
 /// [`Unreadable`], with the position where the parser tells it.
 pub fn from_yaml(bytes: &[u8]) -> Result<Value, Unreadable> {
+    from_yaml_within(bytes, &Allowance::unbounded())
+}
+
+/// Reads a YAML document of so many values at most, aliases counted as what they stand for.
+///
+/// # Errors
+/// [`Unreadable`], with the position where the parser tells it.
+pub fn from_yaml_within(bytes: &[u8], allowance: &Allowance) -> Result<Value, Unreadable> {
     let deserializer = serde_yaml::Deserializer::from_slice(bytes);
-    Strict { depth: 0 }
+    Strict::new(allowance)
         .deserialize(deserializer)
         .map_err(|error| {
             let location = error.location();
@@ -73,30 +118,41 @@ fn without_position(text: &str, mark: &str) -> String {
 }
 
 /// Builds a [`Value`] while refusing what `serde_json::Value` would quietly fold together.
-struct Strict {
+#[derive(Clone, Copy)]
+struct Strict<'a> {
     depth: usize,
+    allowance: &'a Allowance,
 }
 
-impl Strict {
+impl<'a> Strict<'a> {
+    fn new(allowance: &'a Allowance) -> Self {
+        Self {
+            depth: 0,
+            allowance,
+        }
+    }
+
     fn deeper<E: serde::de::Error>(&self) -> Result<Self, E> {
         if self.depth >= MAX_DEPTH {
             return Err(E::custom(format!("nested deeper than {MAX_DEPTH} levels")));
         }
         Ok(Self {
             depth: self.depth + 1,
+            ..*self
         })
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Strict {
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.allowance.take()?;
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Strict {
+impl<'de> Visitor<'de> for Strict<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -116,11 +172,16 @@ impl<'de> Visitor<'de> for Strict {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        if value.is_finite() {
-            Ok(Value::from(value))
-        } else {
-            Err(E::custom("a number that is not finite"))
+        if !value.is_finite() {
+            return Err(E::custom("a number that is not finite"));
         }
+        // Others might read another number here: an owner's, say.
+        if value.abs() >= INEXACT {
+            return Err(E::custom(
+                "a number that is too large to be told from its neighbours: write it as text",
+            ));
+        }
+        Ok(Value::from(value))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {
@@ -250,31 +311,37 @@ pub fn text(value: &Value) -> Option<&Arc<str>> {
     }
 }
 
-/// Both objects in one; `Err` with the path, innermost member first, of a value that both have.
+/// Puts the members of `from` into `into`; `Err` with the path, innermost member first, of a value that
+/// both have. Costs what `from` has, for as long as nobody else holds `into`.
 ///
 /// # Errors
-/// That path.
-pub fn merge(into: &Value, from: &Value) -> Result<Value, Vec<String>> {
-    let (Some(left), Some(right)) = (members(into), members(from)) else {
+/// That path; a part of `from` may be in `into` then.
+pub fn merge(into: &mut Value, from: &Value) -> Result<(), Vec<String>> {
+    let Some(right) = members(from) else {
         return Err(Vec::new());
     };
-    // The usual case, for which nothing is copied.
-    if left.is_empty() {
-        return Ok(from.clone());
+    match members(into) {
+        None => return Err(Vec::new()),
+        // The usual case, for which nothing is copied.
+        Some(left) if left.is_empty() => {
+            *into = from.clone();
+            return Ok(());
+        }
+        Some(_) => {}
     }
-    let mut merged: BTreeMap<Value, Value> =
-        left.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    let Ok(left) = into.as_object_mut() else {
+        return Err(Vec::new());
+    };
     for (key, value) in right.iter() {
-        let both = match merged.get(key) {
-            None => value.clone(),
+        match left.get_mut(key) {
+            None => drop(left.insert(key.clone(), value.clone())),
             Some(present) => merge(present, value).map_err(|mut path| {
                 path.push(text(key).map(ToString::to_string).unwrap_or_default());
                 path
             })?,
-        };
-        merged.insert(key.clone(), both);
+        }
     }
-    Ok(Value::from(merged))
+    Ok(())
 }
 
 #[cfg(test)]
@@ -299,6 +366,57 @@ mod tests {
         assert!(from_json(b"{} {}").is_err());
         assert!(from_yaml(b".nan").is_err());
         assert!(from_yaml(b"a: 1\n---\nb: 2\n").is_err());
+    }
+
+    #[test]
+    fn numbers_that_others_may_read_as_others_are_refused() {
+        for exact in [
+            "18446744073709551615",
+            "-9223372036854775808",
+            "0.5",
+            "9007199254740991.0",
+            "1e15",
+        ] {
+            assert!(from_json(exact.as_bytes()).is_ok(), "{exact}");
+            assert!(from_yaml(exact.as_bytes()).is_ok(), "{exact}");
+        }
+        for rounded in [
+            "18446744073709551616",
+            "100000000000000000001",
+            "-9223372036854775809",
+            "9007199254740993.0",
+            "1e300",
+        ] {
+            let json = from_json(format!("{{\"owner\": {rounded}}}").as_bytes()).unwrap_err();
+            assert!(json.message.contains("too large to be told"), "{json}");
+            assert!(from_yaml(rounded.as_bytes()).is_err(), "{rounded}");
+        }
+    }
+
+    #[test]
+    fn values_are_counted_and_those_behind_an_alias_each_time() {
+        let six = br#"{"a": [1, 2], "b": {"c": null}}"#;
+        assert!(from_json_within(six, &Allowance::of(6)).is_ok());
+        assert!(from_json_within(six, &Allowance::of(5)).is_err());
+        let aliased = b"a: &a [1, 2]\nb: *a\n";
+        assert!(from_yaml_within(aliased, &Allowance::of(7)).is_ok());
+        assert!(from_yaml_within(aliased, &Allowance::of(6)).is_err());
+        // One allowance for several documents.
+        let both = Allowance::of(3);
+        assert!(from_json_within(b"[1]", &both).is_ok());
+        assert!(from_json_within(b"[1]", &both).is_err());
+    }
+
+    #[test]
+    fn what_is_merged_is_there_once_or_named() {
+        let read = |text: &str| from_json(text.as_bytes()).unwrap();
+        let mut into = read(r#"{"a": {"b": 1}, "x": 1}"#);
+        let held = into.clone();
+        merge(&mut into, &read(r#"{"a": {"c": 2}, "y": 2}"#)).unwrap();
+        assert_eq!(into, read(r#"{"a": {"b": 1, "c": 2}, "x": 1, "y": 2}"#));
+        assert_eq!(held, read(r#"{"a": {"b": 1}, "x": 1}"#));
+        let path = merge(&mut into, &read(r#"{"a": {"c": 3}}"#)).unwrap_err();
+        assert_eq!(path, ["c", "a"]);
     }
 
     #[test]

@@ -298,6 +298,12 @@ impl Gateway {
         // What they send, as far as the policy looks at it.
         let mut body = Sent::Untouched(body);
         if let Some(terms) = route.policy.body() {
+            // Nothing is kept for whom it is not theirs any more; asked again when it has been read.
+            let (plane, stale) = (&snapshot.revocation, route.stale);
+            if let Err(revoked) = plane.check(&caller, &request.conn, stale, received_at) {
+                progress.to.challenged(&request);
+                return Err(revoked.into());
+            }
             // Boxed: most policies do not, and all requests would hold room for it.
             body = Box::pin(taken_in(snapshot, route, terms, &mut request, body, record)).await?;
         }

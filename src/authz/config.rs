@@ -563,14 +563,7 @@ impl Recipe {
         let mut filled: Vec<(&Bundle, Arc<Content>)> = Vec::with_capacity(self.bundles.len());
         for bundle in &self.bundles {
             let Some(content) = held(bundle) else {
-                return Some(Arc::new(Policy {
-                    decided_by: DecidedBy {
-                        policy: Arc::clone(&self.name),
-                        revision: "".into(),
-                    },
-                    rules: Rules::Absent(Arc::clone(&bundle.name)),
-                    recipe: kept,
-                }));
+                return Some(self.without(bundle));
             };
             filled.push((bundle, content));
         }
@@ -694,6 +687,18 @@ impl Recipe {
         }))
     }
 
+    /// The policy while this bundle is not there: it lets nobody in.
+    pub(super) fn without(self: &Arc<Self>, bundle: &Bundle) -> Arc<Policy> {
+        Arc::new(Policy {
+            decided_by: DecidedBy {
+                policy: Arc::clone(&self.name),
+                revision: "".into(),
+            },
+            rules: Rules::Absent(Arc::clone(&bundle.name)),
+            recipe: Some(Arc::clone(self)),
+        })
+    }
+
     /// Modules and data of the files and the bundles together. Problems are reported.
     fn merged(
         &self,
@@ -725,19 +730,16 @@ impl Recipe {
                         ),
                     }
                 }
-                match document::merge(&data, &content.data) {
-                    Ok(merged) => data = merged,
-                    Err(mut path) => {
-                        path.reverse();
-                        cx.problem_help(
-                            format!(
-                                "`data.{}` of bundle `{}` is also given elsewhere",
-                                path.join("."),
-                                bundle.name
-                            ),
-                            "give each value once",
-                        );
-                    }
+                if let Err(mut path) = document::merge(&mut data, &content.data) {
+                    path.reverse();
+                    cx.problem_help(
+                        format!(
+                            "`data.{}` of bundle `{}` is also given elsewhere",
+                            path.join("."),
+                            bundle.name
+                        ),
+                        "give each value once",
+                    );
                 }
             });
         }

@@ -440,6 +440,15 @@ impl Policy {
         }
     }
 
+    /// Itself, or, when a bundle that it uses was given up since, the policy that waits for it.
+    pub fn settled(self: &Arc<Self>) -> Arc<Self> {
+        let Some(recipe) = &self.recipe else {
+            return Arc::clone(self);
+        };
+        let missing = recipe.bundles.iter().find(|bundle| bundle.active().is_none());
+        missing.map_or_else(|| Arc::clone(self), |bundle| recipe.without(bundle))
+    }
+
     /// How much of a request's body has to be read before it is asked; `None` when it does not look
     /// at bodies.
     pub fn body(&self) -> Option<BodyTerms> {

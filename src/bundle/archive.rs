@@ -38,6 +38,17 @@ pub(super) struct Bounds {
     pub(super) unpacked: u64,
 }
 
+/// For so many unpacked bytes there may be one value in the documents. Values take about ten times as
+/// much memory as the shortest ones take in a file.
+const BYTES_OF_VALUE: u64 = 8;
+
+impl Bounds {
+    /// How many values the documents may hold.
+    pub(super) fn values(&self) -> usize {
+        usize::try_from(self.unpacked / BYTES_OF_VALUE).unwrap_or(usize::MAX)
+    }
+}
+
 /// The files of a bundle by name, without a leading slash.
 pub(super) type Files = BTreeMap<String, Vec<u8>>;
 

@@ -351,11 +351,12 @@ mod tests {
 
     #[test]
     fn yaml_becomes_the_json_that_go_makes_of_it() {
-        let text = yaml(b"b: [1, 1.0, 1.5, 1e30, 0.0000001, true, null, x]\na: \"1\"\n").unwrap();
+        let text = yaml(b"b: [1, 1.0, 1.5, 1e15, 0.0000001, true, null, x]\na: \"1\"\n").unwrap();
         assert_eq!(
             String::from_utf8(text).unwrap(),
-            "{\"a\":\"1\",\"b\":[1,1,1.5,1e+30,1e-7,true,null,\"x\"]}"
+            "{\"a\":\"1\",\"b\":[1,1,1.5,1000000000000000,1e-7,true,null,\"x\"]}"
         );
+        assert_eq!(float(1e30), "1e+30");
         assert_eq!(yaml(b"{\"a\": 1.0}").unwrap(), b"{\"a\":1.0}");
     }
 }

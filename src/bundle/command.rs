@@ -196,7 +196,7 @@ impl Inspect {
         };
         let verified = signed.is_some();
         let carries = signing::is_signed(&files);
-        let content = Content::read(&files, packed, signed)?;
+        let content = Content::read(&files, packed, signed, BOUNDS.values())?;
         let modules: Vec<Value> = content
             .modules
             .iter()
@@ -382,7 +382,7 @@ impl Build {
             files.insert(SIGNATURES.to_owned(), signature);
         }
         // Nobody shall publish what no gateway takes.
-        let content = Content::read(&files, 0, None)?;
+        let content = Content::read(&files, 0, None, BOUNDS.values())?;
         let bytes =
             archive::pack(&files).map_err(|error| Fault::new(Kind::Archive, error.to_string()))?;
         let output = &self.output;

@@ -66,7 +66,8 @@ pub struct BundleConfig {
     /// Largest archive as it comes, `1KiB` to `256MiB`.
     #[serde(default = "max_size")]
     pub max_size: Size,
-    /// Largest archive when it is unpacked, `1KiB` to `1GiB`.
+    /// Largest archive when it is unpacked, `1KiB` to `1GiB`. Its documents may hold one value for every
+    /// 8 bytes of it.
     #[serde(default = "max_unpacked")]
     pub max_unpacked: Size,
     /// Who must have signed it. Default: nobody; the server and the way from it are believed, and a
@@ -175,10 +176,7 @@ impl BundleConfig {
         let before = cx.errors();
         self.check(cx);
         let mut marks = Marks::default();
-        let signing = format!("{:?}", self.signing);
-        marks.add(signing.as_bytes());
         let verifier = self.verifier(&mut marks, cx);
-        let signed_by = marks.digest();
         marks.add(format!("{self:?}").as_bytes());
         let remote = self.remote(&mut marks, cx);
         let fingerprint = marks.digest();
@@ -203,16 +201,7 @@ impl BundleConfig {
         if let Some(path) = &self.file {
             let read = cx.at("file", |cx| read_file(path, &reader.bounds, cx));
             let (files, packed) = read.filter(|_| cx.errors() == before)?;
-            return self.local(
-                name,
-                &files,
-                packed,
-                reader,
-                (fingerprint, signed_by),
-                previous,
-                hub,
-                cx,
-            );
+            return self.local(name, &files, packed, reader, fingerprint, previous, hub, cx);
         }
         let remote = remote.filter(|_| cx.errors() == before)?;
         if let Some(previous) = previous
@@ -230,13 +219,13 @@ impl BundleConfig {
             hub,
             &cx.metrics,
         )
-        .marked(fingerprint, signed_by)
+        .marked(fingerprint)
         .kept_in(kept.clone());
-        // What another source brought is good until this one has brought something, unless it was
-        // believed for other reasons.
+        // What another source brought is good until this one has brought something, unless it would
+        // not be believed any more.
         let earlier = previous
-            .filter(|previous| previous.signed_by == signed_by)
-            .and_then(|previous| previous.active());
+            .and_then(|previous| previous.active())
+            .filter(|content| bundle.reader.believes(content));
         if let Some(earlier) = earlier {
             bundle.begin_with(earlier, false);
         } else if let Some(path) = kept {
@@ -275,7 +264,7 @@ impl BundleConfig {
         files: &Files,
         packed: usize,
         reader: Reader,
-        marks: (ContentDigest, ContentDigest),
+        fingerprint: ContentDigest,
         previous: Option<&Arc<Bundle>>,
         hub: &Arc<Hub>,
         cx: &mut Compile,
@@ -287,19 +276,21 @@ impl BundleConfig {
                 .is_some_and(|earlier| earlier.digest == content.digest);
             if let Some(earlier) = &earlier
                 && !same
-                && previous.is_some_and(|previous| previous.signed_by == marks.1)
+                && reader.believes(earlier)
             {
                 reader.newer(name, earlier, &content)?;
             }
             Ok((content, same))
         });
         match outcome {
-            Ok((_, true)) if previous.is_some_and(|previous| previous.fingerprint == marks.0) => {
+            Ok((_, true))
+                if previous.is_some_and(|previous| previous.fingerprint == fingerprint) =>
+            {
                 previous.inspect(|previous| previous.unchanged()).cloned()
             }
             Ok((content, _)) => {
-                let bundle = Bundle::new(name, Source::File, reader, hub, &cx.metrics)
-                    .marked(marks.0, marks.1);
+                let bundle =
+                    Bundle::new(name, Source::File, reader, hub, &cx.metrics).marked(fingerprint);
                 bundle.begin_with(Arc::new(content), false);
                 Some(Arc::new(bundle))
             }
@@ -395,9 +386,15 @@ impl BundleConfig {
                             let Some(content) = cx.secret(&config.key) else {
                                 return;
                             };
-                            marks.add(content.expose());
+                            let mut mark = Marks::default();
+                            for part in [&signing.scope, id, config.algorithm.name()] {
+                                mark.add(part.as_bytes());
+                            }
+                            mark.add(format!("{:?}", signing.exclude_files).as_bytes());
+                            mark.add(content.expose());
+                            marks.add(mark.digest().as_bytes());
                             match Key::new(config.algorithm, &content) {
-                                Ok(key) => drop(keys.insert(id.clone(), key)),
+                                Ok(key) => drop(keys.insert(id.clone(), key.marked(mark.digest()))),
                                 Err(why) => cx.problem_help(
                                     format!("the key cannot be used: {why}"),
                                     "name the public key in PEM; for `HS*` a secret of 32 bytes or more",

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::archive::Files;
 use super::fault::{Fault, Kind};
 use super::signature::{SIGNATURES, Signed};
-use crate::document::{self, Unreadable, Value, object};
+use crate::document::{self, Allowance, Unreadable, Value, object};
 use crate::schema::ContentDigest;
 
 /// The file with the manifest.
@@ -100,7 +100,8 @@ impl Content {
         }
     }
 
-    /// Reads the files of a bundle whose signature, if one is asked for, is verified.
+    /// Reads the files of a bundle whose signature, if one is asked for, is verified. Its documents may
+    /// hold so many values together.
     ///
     /// # Errors
     /// [`Fault`], naming the file.
@@ -108,8 +109,10 @@ impl Content {
         files: &Files,
         packed: usize,
         signed: Option<Signed>,
+        values: usize,
     ) -> Result<Self, Fault> {
         let manifest = Manifest::read(files)?;
+        let allowance = Allowance::of(values);
         let mut content = Self {
             digest: digest(files),
             revision: manifest.revision,
@@ -129,8 +132,14 @@ impl Content {
                 What::Manifest | What::Signatures => {}
                 What::Other => content.ignored += 1,
                 What::Module => content.module(name, bytes)?,
-                What::Json => content.document(name, bytes, document::from_json, &mut filled)?,
-                What::Yaml => content.document(name, bytes, document::from_yaml, &mut filled)?,
+                What::Json => {
+                    let value = document::from_json_within(bytes, &allowance);
+                    content.document(name, value, &mut filled)?;
+                }
+                What::Yaml => {
+                    let value = document::from_yaml_within(bytes, &allowance);
+                    content.document(name, value, &mut filled)?;
+                }
             }
         }
         let live = content
@@ -183,11 +192,10 @@ impl Content {
     fn document(
         &mut self,
         name: &str,
-        bytes: &[u8],
-        parse: fn(&[u8]) -> Result<Value, Unreadable>,
+        value: Result<Value, Unreadable>,
         filled: &mut Vec<(String, Value)>,
     ) -> Result<(), Fault> {
-        let value = parse(bytes).map_err(|error| {
+        let value = value.map_err(|error| {
             Fault::of(Kind::Content, name, error.message).at(error.line.zip(error.column))
         })?;
         let mut folders: Vec<String> = name.split('/').map(ToOwned::to_owned).collect();
@@ -202,9 +210,8 @@ impl Content {
             .fold(value, |value, folder| object([(folder.as_str(), value)]));
         let mut path = Vec::new();
         self.inside(&rooted, &mut path, name)?;
-        match document::merge(&self.data, &rooted) {
-            Ok(merged) => {
-                self.data = merged;
+        match document::merge(&mut self.data, &rooted) {
+            Ok(()) => {
                 filled.push((name.to_owned(), rooted));
                 Ok(())
             }

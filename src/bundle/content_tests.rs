@@ -8,7 +8,7 @@ fn files(files: &[(&str, &str)]) -> Files {
 }
 
 fn read(said: &[(&str, &str)]) -> Result<Content, Fault> {
-    Content::read(&files(said), 0, None)
+    Content::read(&files(said), 0, None, 1_000)
 }
 
 #[track_caller]
@@ -210,7 +210,7 @@ fn data_that_cannot_be_read_or_is_given_twice_names_its_place() {
         "`data.a.b` is also given by",
     );
     let bad: Files = [("x.rego".to_owned(), b"package x\n\n\xff".to_vec())].into();
-    let fault = Content::read(&bad, 0, None).unwrap_err();
+    let fault = Content::read(&bad, 0, None, 1_000).unwrap_err();
     assert_eq!(fault.to_string(), "x.rego:3:1: the module is not UTF-8");
 }
 

@@ -123,7 +123,17 @@ impl Reader {
             }
             None => None,
         };
-        Content::read(files, packed, signed)
+        Content::read(files, packed, signed, self.bounds.values())
+    }
+
+    /// Whether what another reader believed would be believed by this one: nobody signed it and nobody
+    /// has to, or the key that verified it is still one that counts.
+    fn believes(&self, content: &Content) -> bool {
+        match (&self.verifier, &content.signed) {
+            (None, None) => true,
+            (Some(verifier), Some(signed)) => verifier.believes(signed),
+            (None, Some(_)) | (Some(_), None) => false,
+        }
     }
 
     /// That a content is not older than the one in force, as far as they say.
@@ -192,8 +202,6 @@ pub struct Bundle {
     kept: Option<Arc<Path>>,
     /// Over all that its block says, secrets included.
     fingerprint: ContentDigest,
-    /// Over what makes it believed.
-    signed_by: ContentDigest,
     active: ArcSwapOption<Content>,
     offer: Mutex<Option<Offer>>,
     report: Mutex<Report>,
@@ -288,7 +296,6 @@ impl Bundle {
             reader,
             kept: None,
             fingerprint: ContentDigest::of(b""),
-            signed_by: ContentDigest::of(b""),
             active: ArcSwapOption::empty(),
             offer: Mutex::default(),
             report: Mutex::default(),
@@ -299,10 +306,9 @@ impl Bundle {
         }
     }
 
-    fn marked(self, fingerprint: ContentDigest, signed_by: ContentDigest) -> Self {
+    fn marked(self, fingerprint: ContentDigest) -> Self {
         Self {
             fingerprint,
-            signed_by,
             ..self
         }
     }

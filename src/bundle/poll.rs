@@ -62,8 +62,18 @@ struct Follower {
     failures: u32,
     /// Whether the server keeps questions; unknown before its first answer.
     keeps: Option<bool>,
-    /// What was refused, and under which configuration.
-    refused: Option<(ContentDigest, u64)>,
+    refused: Option<Refused>,
+}
+
+/// What was refused last, to spend nothing on it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Refused {
+    /// Over the bytes as they came.
+    bytes: ContentDigest,
+    /// Over the files in them, when they could be read: others may pack them anew for every answer.
+    files: Option<ContentDigest>,
+    /// The configuration under which it was refused.
+    generation: u64,
 }
 
 /// Follows the server until the bundle is dropped.
@@ -158,11 +168,32 @@ impl Follower {
         self.keeps = Some(keeps);
         let etag = document.etag;
         let bytes = Arc::new(document.body);
+        let generation = bundle.hub.generation.load(Ordering::Relaxed);
+        let known = self
+            .refused
+            .filter(|refused| refused.generation == generation);
         let (reading, raw) = (Arc::clone(bundle), Arc::clone(&bytes));
-        let content = spawn_blocking(move || reading.reader.read(&raw))
+        let read = move || {
+            let digest = ContentDigest::of(&raw);
+            // Not read again: what is wrong with it may be what reading it costs.
+            let again = known.is_some_and(|refused| refused.bytes == digest);
+            (digest, (!again).then(|| reading.reader.read(&raw)))
+        };
+        let (digest, content) = spawn_blocking(read)
             .await
-            .map_err(|_| Some(Fault::new(Kind::Archive, "reading it broke down")))?
-            .map_err(Some)?;
+            .map_err(|_| Some(Fault::new(Kind::Archive, "reading it broke down")))?;
+        let content = match content {
+            None => return Err(None),
+            Some(Ok(content)) => content,
+            Some(Err(fault)) => {
+                self.refused = Some(Refused {
+                    bytes: digest,
+                    files: None,
+                    generation,
+                });
+                return Err(Some(fault));
+            }
+        };
         let active = bundle.active();
         if active
             .as_ref()
@@ -173,9 +204,8 @@ impl Follower {
             keep(bundle, bytes).await;
             return Ok(());
         }
-        let generation = bundle.hub.generation.load(Ordering::Relaxed);
-        let digest = content.digest;
-        if self.refused == Some((digest, generation)) {
+        let files = Some(content.digest);
+        if known.is_some_and(|refused| refused.files == files) {
             return Err(None);
         }
         let outcome = match active {
@@ -187,7 +217,11 @@ impl Follower {
             Err(fault) => Err(fault),
         };
         if let Err(fault) = outcome {
-            self.refused = Some((digest, generation));
+            self.refused = Some(Refused {
+                bytes: digest,
+                files,
+                generation,
+            });
             return Err(Some(fault));
         }
         self.refused = None;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::archive::Files;
 use super::canonical;
 use super::fault::{Fault, Kind};
-use crate::schema::Secret;
+use crate::schema::{ContentDigest, Secret};
 
 /// The file with the signature.
 pub(super) const SIGNATURES: &str = ".signatures.json";
@@ -117,6 +117,8 @@ impl SigningAlgorithm {
 #[derive(Debug)]
 pub(super) struct Key {
     algorithm: SigningAlgorithm,
+    /// Over the key and all that is asked of what it signs.
+    mark: ContentDigest,
     material: Material,
 }
 
@@ -154,8 +156,14 @@ impl Key {
         };
         Ok(Self {
             algorithm,
+            mark: ContentDigest::of(content.expose()),
             material,
         })
+    }
+
+    /// The key, with what tells it apart in a configuration.
+    pub(super) fn marked(self, mark: ContentDigest) -> Self {
+        Self { mark, ..self }
     }
 
     #[cfg(test)]
@@ -163,6 +171,7 @@ impl Key {
         let hash = algorithm.secret().unwrap();
         Self {
             algorithm,
+            mark: ContentDigest::of(b""),
             material: Material::Secret(Box::new(hmac::Key::new(hash, secret))),
         }
     }
@@ -217,6 +226,9 @@ pub struct Signed {
     pub scope: Option<String>,
     /// Files that the configuration excludes from verification.
     pub unverified: Vec<String>,
+    /// Of the key, to know it again.
+    #[serde(skip)]
+    mark: ContentDigest,
 }
 
 #[derive(Debug, Deserialize)]
@@ -267,6 +279,17 @@ pub(super) fn is_signed(files: &Files) -> bool {
 }
 
 impl Verifier {
+    /// Whether what is signed like this would be believed: by a key that counts, and that was this one
+    /// when it verified.
+    pub(super) fn believes(&self, signed: &Signed) -> bool {
+        let counts = self
+            .keyid
+            .as_ref()
+            .is_none_or(|keyid| *keyid == signed.keyid);
+        let key = self.keys.get(&signed.keyid).filter(|_| counts);
+        key.is_some_and(|key| key.mark == signed.mark)
+    }
+
     /// Verifies the signature and the hash of every file.
     ///
     /// # Errors
@@ -317,6 +340,7 @@ impl Verifier {
             issued_at: payload.iat,
             scope: payload.scope,
             unverified,
+            mark: key.mark,
         })
     }
 

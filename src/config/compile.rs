@@ -94,10 +94,14 @@ pub(super) fn compile(
         compiled: &bundles.compiled,
         names: &bundles.names,
     };
-    let policies = declared("policies", said.policies, cx, |name, config, cx| {
+    let mut policies = declared("policies", said.policies, cx, |name, config, cx| {
         let previous = previous.and_then(|old| old.policies.get(name));
         config.compile_among(name, previous, &known, cx)
     });
+    // What one of them could not use is given up for all: a bundle decides whole or not at all.
+    for policy in policies.compiled.values_mut() {
+        *policy = policy.settled();
+    }
     let upstreams = declared("upstreams", said.upstreams, cx, |name, config, cx| {
         config.compile(name, previous.and_then(|old| old.upstreams.get(name)), cx)
     });

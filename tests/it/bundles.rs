@@ -655,6 +655,84 @@ fn the_last_good_bundle_starts_a_gateway_without_network_and_is_verified_again()
 }
 
 #[test]
+fn a_further_signing_key_leaves_the_bundle_in_force_and_another_in_its_place_does_not() {
+    let (upstream, signer, successor) = (Upstream::start(), Signer::new(), Signer::new());
+    let server = Server::serving(signer.sign(&[("gate.rego", ALLOW)], 1000, ""), "\"1\"");
+    let mut block = polled(&server);
+    block["signing"] = signing("");
+    let builder = configured(&upstream, block);
+    builder.file("bundles.pem", &signer.pem);
+    builder.file("next.pem", &successor.pem);
+    let mut gateway = builder.start();
+    answers(&gateway, "/a", 200);
+    server.does(Does::Status(500));
+
+    let next = json!({ "algorithm": "ES256", "key": "file:next.pem" });
+    let answer = gateway.reload(|document| {
+        document["bundles"]["gate"]["signing"]["keys"]["next"] = next.clone();
+    });
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(gateway.get("/a", &[]).status, 200);
+    assert_eq!(status(&gateway)["signed"]["keyid"], "main");
+    // The same name, and not the key that signed it.
+    let answer = gateway.reload(|document| {
+        document["bundles"]["gate"]["signing"]["keys"] = json!({ "main": next });
+    });
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(gateway.get("/a", &[]).status, 503);
+    server.serves(successor.sign(&[("gate.rego", ALLOW)], 1000, ""), "\"2\"");
+    answers(&gateway, "/a", 200);
+}
+
+#[test]
+fn a_kept_bundle_that_one_policy_cannot_use_decides_for_none() {
+    let upstream = Upstream::start();
+    let server = Server::start(Does::Status(500));
+    let mut block = polled(&server);
+    block["persist"] = json!("state/gate.tar.gz");
+    // `first` is made before `second` shows that the bundle is no good.
+    let builder = Builder::open(&upstream).with(|document| {
+        document["bundles"] = json!({ "gate": block });
+        document["policies"] = json!({
+            "first": { "bundles": ["gate"], "entrypoint": "data.gate.allow" },
+            "second": { "bundles": ["gate"], "entrypoint": "data.gate.elsewhere" },
+        });
+        for route in document["routes"].as_array_mut().unwrap() {
+            route["policy"] = json!("first");
+        }
+    });
+    let state = builder.folder.path().join("state");
+    std::fs::create_dir(&state).unwrap();
+    std::fs::write(state.join("gate.tar.gz"), policy("v1", ALLOW)).unwrap();
+    let gateway = builder.start();
+    assert_eq!(gateway.get("/a", &[]).status, 503);
+    let both = policy("v2", &format!("{ALLOW}\nelsewhere := true\n"));
+    server.serves(both, "\"2\"");
+    answers(&gateway, "/a", 200);
+}
+
+#[test]
+fn a_bundle_of_very_many_small_values_is_refused_before_they_are_made() {
+    let upstream = Upstream::start();
+    let server = Server::serving(policy("v1", ALLOW), "\"1\"");
+    let mut block = polled(&server);
+    block["max_unpacked"] = json!("1MiB");
+    let gateway = configured(&upstream, block).start();
+    answers(&gateway, "/a", 200);
+    // 131,072 values fit into 1 MiB; these take a quarter of it as text.
+    let zeros = format!("{{\"zeros\": [{}0]}}", "0,".repeat(131_072));
+    server.does(served(bundle(&[
+        ("gate.rego", DENY),
+        ("data.json", &zeros),
+    ])));
+    refused(&gateway, "content", "too many values");
+    assert_eq!(gateway.get("/a", &[]).status, 200);
+    let fits = format!("{{\"zeros\": [{}0]}}", "0,".repeat(131_000));
+    server.does(served(bundle(&[("gate.rego", DENY), ("data.json", &fits)])));
+    answers(&gateway, "/a", 403);
+}
+
+#[test]
 fn several_bundles_and_files_are_one_policy_and_none_may_speak_for_another() {
     let upstream = Upstream::start();
     let rules = "package gate\n\ndefault allow := false\n\nallow if data.lists.open[_] == input.request.path\n\nallow if data.local.path == input.request.path\n";

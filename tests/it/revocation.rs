@@ -75,9 +75,13 @@ fn refused(gateway: &Gateway, token: &str) -> String {
     record["reason"].as_str().unwrap_or_default().to_owned()
 }
 
+/// A policy that looks at bodies.
+const BODIES: &str = "package bodies\n\nallow if input.request.body == {}\n";
+
 /// As [`World::with`], where tokens have versions, and a store.
 fn world(change: impl FnOnce(&mut Value)) -> World {
     World::with(|builder| {
+        builder.file("bodies.rego", BODIES);
         builder.with(|document| {
             document["issuers"]["main"]["claims"]["version"] = json!("token_version");
             document["issuers"]["main"]["max_age"] = json!("24h");
@@ -168,6 +172,34 @@ fn each_kind_ends_a_token_that_was_just_let_in_and_no_other() {
     let metrics = gateway.admin("GET", "/metrics").text();
     let line = "portcullis_revocations_total{source=\"admin\",outcome=\"taken\"} 6";
     assert!(metrics.contains(line), "{metrics}");
+}
+
+#[test]
+fn nothing_is_read_for_a_policy_from_somebody_whose_token_is_revoked() {
+    let world = world(|document| {
+        document["policies"]["bodies"] = json!({
+            "files": ["bodies.rego"], "entrypoint": "data.bodies.allow", "body": {}
+        });
+        document["routes"][0]["policy"] = json!("bodies");
+    });
+    let gateway = &world.gateway;
+    let token = token(&world, "alice", json!({}));
+    let head = format!(
+        "POST /a HTTP/1.1\r\nhost: a.test\r\nauthorization: Bearer {token}\r\n\
+         content-type: application/json\r\ncontent-length: 2\r\n\r\n"
+    );
+    let answer = gateway.connect().send(format!("{head}{{}}")).answer();
+    assert_eq!(answer.unwrap().status, 200);
+    revoke(
+        gateway,
+        &json!({"kind": "subject", "issuer": world.issuer.url, "subject": "alice"}),
+    );
+    // The body never comes, and is not waited for.
+    let answer = gateway.connect().send(&head).answer().unwrap();
+    assert_eq!(answer.status, 401, "{}", answer.text());
+    let id = answer.json()["request_id"].as_str().unwrap().to_owned();
+    assert_eq!(gateway.record(&id)["reason"], "revoked.subject");
+    assert!(answer.header("www-authenticate").is_some());
 }
 
 #[test]

@@ -278,10 +278,7 @@ fn data(
         .rev()
         .fold(value, |value, folder| object([(folder.as_str(), value)]));
     match document::merge(data, &rooted) {
-        Ok(merged) => {
-            *data = merged;
-            documents.push((file.resolved.clone(), rooted));
-        }
+        Ok(()) => documents.push((file.resolved.clone(), rooted)),
         Err(mut path) => {
             path.reverse();
             let other = documents

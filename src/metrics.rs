@@ -6,6 +6,7 @@
 //! ([`RouteCounts`], [`UpstreamMetrics`], [`PolicyMetrics`], [`IssuerMetrics`]); the methods that take
 //! a name find the same handles again by the name, which costs ten times the counting.
 
+mod figures;
 mod tally;
 
 use std::cell::RefCell;
@@ -25,6 +26,8 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::{Registry, Unit};
+
+pub use self::figures::Figure;
 
 use self::tally::{Count, Level, Times};
 use crate::clock;
@@ -126,8 +129,19 @@ pub struct Metrics {
     feed_stale: Family<One, Gauge>,
     audit_written: Counter,
     audit_dropped: Counter,
+    audit_why: Family<One, Counter>,
     audit_errors: Counter,
+    audit_rules_dropped: Counter,
+    audit_rules_failed: Counter,
+    audit_inputs_left_out: Counter,
     audit_queued: Gauge,
+    audit_sampled: Counter,
+    ship_records: Family<One, Counter>,
+    ship_bytes: Family<One, Counter>,
+    ship_failures: Family<Two, Counter>,
+    ship_lost: Family<Two, Counter>,
+    ship_behind_records: Family<One, Gauge>,
+    ship_behind_seconds: Family<One, Gauge>,
     spans_exported: Counter,
     spans_dropped: Counter,
     reloads: Family<One, Count>,
@@ -137,6 +151,12 @@ pub struct Metrics {
     bundle_failures: Family<Two, Counter>,
     bundle_success: Family<One, Gauge>,
     bundle_revision: Family<Two, Gauge>,
+    candidate_comparisons: Family<Two, Count>,
+    candidate_failures: Family<Two, Count>,
+    candidate_left_out: Family<Two, Count>,
+    candidate_decisions: Family<Two, Count>,
+    candidate_rollbacks: Family<Two, Counter>,
+    candidate_back: Family<One, Gauge>,
     /// What stands in the family above, to take it out again.
     bundle_revisions: Mutex<BTreeMap<String, String>>,
 }
@@ -186,6 +206,18 @@ pub struct PolicyMetrics {
     overruns: Series<Count>,
     name: String,
     rules: Arc<RuleFamilies>,
+}
+
+/// The handles of one candidate.
+#[derive(Debug)]
+pub struct CandidateMetrics {
+    name: String,
+    comparisons: Words,
+    failures: Words,
+    left_out: Words,
+    decisions: Words,
+    rollbacks: Family<Two, Counter>,
+    back: Family<One, Gauge>,
 }
 
 /// Most series of rules, over all policies and revisions; further rules are counted as `other`.
@@ -274,6 +306,17 @@ impl Words {
         match met.find(|(known, _)| *known == word) {
             Some((_, count)) => count.inc(),
             None => self.meet(word).inc(),
+        }
+    }
+
+    fn add(&self, word: &'static str, more: u64) {
+        if more == 0 {
+            return;
+        }
+        let mut met = self.met.iter().map_while(OnceLock::get);
+        match met.find(|(known, _)| *known == word) {
+            Some((_, count)) => count.inc_by(more),
+            None => self.meet(word).inc_by(more),
         }
     }
 
@@ -403,8 +446,19 @@ impl Default for Metrics {
             feed_stale: Family::default(),
             audit_written: Counter::default(),
             audit_dropped: Counter::default(),
+            audit_why: Family::default(),
             audit_errors: Counter::default(),
+            audit_rules_dropped: Counter::default(),
+            audit_rules_failed: Counter::default(),
+            audit_inputs_left_out: Counter::default(),
             audit_queued: Gauge::default(),
+            audit_sampled: Counter::default(),
+            ship_records: Family::default(),
+            ship_bytes: Family::default(),
+            ship_failures: Family::default(),
+            ship_lost: Family::default(),
+            ship_behind_records: Family::default(),
+            ship_behind_seconds: Family::default(),
             spans_exported: Counter::default(),
             spans_dropped: Counter::default(),
             reloads: Family::default(),
@@ -414,6 +468,12 @@ impl Default for Metrics {
             bundle_failures: Family::default(),
             bundle_success: Family::default(),
             bundle_revision: Family::default(),
+            candidate_comparisons: Family::default(),
+            candidate_failures: Family::default(),
+            candidate_left_out: Family::default(),
+            candidate_decisions: Family::default(),
+            candidate_rollbacks: Family::default(),
+            candidate_back: Family::default(),
             bundle_revisions: Mutex::default(),
         };
         metrics.register();
@@ -478,8 +538,19 @@ impl Metrics {
         r.register("revocation_feed_stale", "Whether a feed of revocations was silent for too long, by feed", self.feed_stale.clone());
         r.register("audit_records_written", "Audit records handed to the sink", self.audit_written.clone());
         r.register("audit_records_dropped", "Audit records lost: the queue was full, or the sink failed until the end", self.audit_dropped.clone());
+        r.register("audit_why", "Denials that got their reason into the record, or did not: asked, remembered, skipped (the budget was spent), failed", self.audit_why.clone());
         r.register("audit_sink_errors", "Failed writes of the audit sink", self.audit_errors.clone());
+        r.register("audit_rules_dropped", "Audit records that the rules of audit.rules did not keep", self.audit_rules_dropped.clone());
+        r.register("audit_rules_failed", "Audit records that were kept without what could be masked, for the rules of audit.rules failed", self.audit_rules_failed.clone());
+        r.register("audit_inputs_left_out", "Audit records without what the policy was asked, for too many bytes waited for the sink", self.audit_inputs_left_out.clone());
         r.register("audit_queue", "Audit records that wait for the sink", self.audit_queued.clone());
+        r.register("audit_records_sampled_out", "Audit records left out because the route keeps a share of them", self.audit_sampled.clone());
+        r.register("audit_ship_records", "Audit records that a sink behind the ledger took, by sink", self.ship_records.clone());
+        r.register_with_unit("audit_ship_sent", "What was delivered to a sink behind the ledger, compressed if it goes so, by sink", Unit::Bytes, self.ship_bytes.clone());
+        r.register("audit_ship_failures", "Deliveries that a sink behind the ledger did not take, by sink and reason: network, timeout, status, write, ledger, memory, config", self.ship_failures.clone());
+        r.register("audit_ship_lost", "Audit records that a sink behind the ledger will never have, by sink and reason: refused, removed", self.ship_lost.clone());
+        r.register("audit_ship_behind_records", "Audit records in the ledger that a sink has not got yet, by sink", self.ship_behind_records.clone());
+        r.register_with_unit("audit_ship_behind", "Age of the oldest audit record that a sink has not got yet, by sink", Unit::Seconds, self.ship_behind_seconds.clone());
         r.register("spans_exported", "Spans that the collector took", self.spans_exported.clone());
         r.register("spans_dropped", "Spans lost: the queue was full or the collector failed", self.spans_dropped.clone());
         r.register("config_reloads", "Reloads of the configuration, by outcome", self.reloads.clone());
@@ -489,6 +560,12 @@ impl Metrics {
         r.register("bundle_failures", "Bundles that were not taken, by bundle and reason: fetch, disk, archive, too_large, signature, manifest, content, unsupported, rollback, policy", self.bundle_failures.clone());
         r.register_with_unit("bundle_last_success_timestamp", "When the bundle in force was last known to be the newest, since 1970, by bundle", Unit::Seconds, self.bundle_success.clone());
         r.register("bundle_revision", "The bundle in force, by bundle and with its revision as a label", self.bundle_revision.clone());
+        r.register("candidate_comparisons", "Requests of which a candidate's answer was compared with its policy's, by candidate and outcome: same, denies, permits, terms", self.candidate_comparisons.clone());
+        r.register("candidate_failures", "Comparisons in which a candidate had no answer, by candidate and kind: undefined, error, budget, panic, answer, body", self.candidate_failures.clone());
+        r.register("candidate_left_out", "Requests that a candidate was not compared for, by candidate and why: time, queue, unavailable, changed", self.candidate_left_out.clone());
+        r.register("candidate_decisions", "Requests that a candidate decided in the place of its policy, by candidate and outcome: allow, deny", self.candidate_decisions.clone());
+        r.register("candidate_rollbacks", "How often a candidate that decided went back, by candidate and edge of its band: denials, permits, errors, order", self.candidate_rollbacks.clone());
+        r.register("candidate_back", "1 while a candidate has gone back and its policy decides in its place, by candidate", self.candidate_back.clone());
         self.process.register_collector(Box::new(Process { started: clock::unix_seconds(clock::now()) }));
     }
 
@@ -546,6 +623,25 @@ impl Metrics {
             name: name.to_owned(),
             rules: Arc::clone(&self.rules),
         }
+    }
+
+    /// The handles of a candidate, to be kept with it.
+    pub fn candidate(&self, name: &str) -> CandidateMetrics {
+        let label = ("candidate", name);
+        CandidateMetrics {
+            name: name.to_owned(),
+            comparisons: Words::new(&self.candidate_comparisons, label, "outcome"),
+            failures: Words::new(&self.candidate_failures, label, "kind"),
+            left_out: Words::new(&self.candidate_left_out, label, "why"),
+            decisions: Words::new(&self.candidate_decisions, label, "outcome"),
+            rollbacks: self.candidate_rollbacks.clone(),
+            back: self.candidate_back.clone(),
+        }
+    }
+
+    /// A candidate is no longer in the configuration.
+    pub fn candidate_gone(&self, name: &str) {
+        self.candidate_back.remove(&one("candidate", name));
     }
 
     /// The handles of an issuer, to be kept with it.
@@ -845,9 +941,72 @@ impl Metrics {
         self.audit_dropped.inc_by(records);
     }
 
+    /// What became of the reason of a denial that was recorded; a fixed word.
+    pub fn audit_why(&self, outcome: &'static str) {
+        self.audit_why.get_or_create(&one("outcome", outcome)).inc();
+    }
+
+    /// An audit record goes without what the policy was asked: too many bytes wait.
+    pub fn audit_input_left_out(&self) {
+        self.audit_inputs_left_out.inc();
+    }
+
     /// The audit sink failed to write.
     pub fn audit_error(&self) {
         self.audit_errors.inc();
+    }
+
+    /// Routes left out records, for they keep a share of them.
+    pub fn audit_sampled_out(&self, records: u64) {
+        self.audit_sampled.inc_by(records);
+    }
+
+    /// A sink behind the ledger took records.
+    pub fn ship_taken(&self, sink: &str, records: u64, bytes: u64) {
+        let sink = one("sink", sink);
+        self.ship_records.get_or_create(&sink).inc_by(records);
+        self.ship_bytes.get_or_create(&sink).inc_by(bytes);
+    }
+
+    /// A sink behind the ledger did not take a delivery; a fixed word for why.
+    pub fn ship_failed(&self, sink: &str, reason: &'static str) {
+        let labels = two(("sink", sink), ("reason", reason));
+        self.ship_failures.get_or_create(&labels).inc();
+    }
+
+    /// A sink behind the ledger will never have these records; a fixed word for why.
+    pub fn ship_lost(&self, sink: &str, reason: &'static str, records: u64) {
+        let labels = two(("sink", sink), ("reason", reason));
+        self.ship_lost.get_or_create(&labels).inc_by(records);
+    }
+
+    /// How far a sink is behind the ledger.
+    pub fn ship_behind(&self, sink: &str, records: u64, seconds: u64) {
+        let sink = one("sink", sink);
+        let gauge = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+        self.ship_behind_records
+            .get_or_create(&sink)
+            .set(gauge(records));
+        self.ship_behind_seconds
+            .get_or_create(&sink)
+            .set(gauge(seconds));
+    }
+
+    /// A sink is configured no more.
+    pub fn ship_gone(&self, sink: &str) {
+        let sink = one("sink", sink);
+        self.ship_behind_records.remove(&sink);
+        self.ship_behind_seconds.remove(&sink);
+    }
+
+    /// The operator's rules did not keep an audit record.
+    pub fn audit_rules_dropped(&self) {
+        self.audit_rules_dropped.inc();
+    }
+
+    /// They failed, and an audit record was kept without what they could have masked.
+    pub fn audit_rules_failed(&self) {
+        self.audit_rules_failed.inc();
     }
 
     /// How many audit records wait.
@@ -1048,6 +1207,44 @@ impl PolicyMetrics {
     /// A decision used up its budget.
     pub fn overrun(&self) {
         self.overruns.get().inc();
+    }
+}
+
+impl CandidateMetrics {
+    /// So many requests were compared: with the same answer, and with others by a fixed word.
+    pub fn compared(&self, same: u64, flips: [(&'static str, u64); 3]) {
+        for (word, count) in flips.into_iter().chain([("same", same)]) {
+            self.comparisons.add(word, count);
+        }
+    }
+
+    /// It had no answer to so many; a fixed word for why.
+    pub fn failed(&self, word: &'static str, count: u64) {
+        self.failures.add(word, count);
+    }
+
+    /// So many were not compared; a fixed word for why.
+    pub fn left_out(&self, why: &'static str, count: u64) {
+        self.left_out.add(why, count);
+    }
+
+    /// It decided a request: `allow` or `deny`.
+    pub fn decided(&self, outcome: &'static str) {
+        self.decisions.inc(outcome);
+    }
+
+    /// It went back over this edge of its band.
+    pub fn went_back(&self, edge: &'static str) {
+        let labels = two(("candidate", &self.name), ("edge", edge));
+        self.rollbacks.get_or_create(&labels).inc();
+        self.back(true);
+    }
+
+    /// Whether it has gone back.
+    pub fn back(&self, back: bool) {
+        self.back
+            .get_or_create(&one("candidate", &self.name))
+            .set(i64::from(back));
     }
 }
 

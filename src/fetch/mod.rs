@@ -6,6 +6,8 @@
 //! streams. What to fetch is never taken from a request, and from
 //! a certificate only what the configuration allows.
 
+mod deliver;
+
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -18,6 +20,8 @@ use reqwest::{RequestBuilder, Url};
 use crate::clock;
 use crate::schema::Secret;
 use crate::tls::client::client_config;
+
+pub use self::deliver::{Delivery, Receipt};
 
 /// Longest body of a fetched document unless the caller asks for less.
 pub const MAX_BODY: usize = 256 * 1024;

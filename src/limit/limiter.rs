@@ -112,6 +112,11 @@ impl Limiter {
         self.gcra.keys()
     }
 
+    /// What it allows.
+    pub fn terms(&self) -> &LimitConfig {
+        &self.config
+    }
+
     pub(super) fn check(&self, facts: &Facts<'_>) -> Result<Quota, Exceeded> {
         let checked = self.gcra.check(&self.name, self.key(facts));
         if checked.is_err() {
@@ -207,7 +212,7 @@ pub struct FailureLimiter {
 
 impl FailureLimiter {
     /// What it is called in answers, records and metrics.
-    pub(super) const NAME: &'static str = "authentication_failures";
+    pub const NAME: &'static str = "authentication_failures";
 
     pub(super) fn new(
         config: FailureLimitConfig,
@@ -233,6 +238,16 @@ impl FailureLimiter {
             metrics,
             active: AtomicBool::new(false),
         })
+    }
+
+    /// How many addresses it remembers now.
+    pub fn keys(&self) -> usize {
+        self.gcra.keys()
+    }
+
+    /// What it allows.
+    pub fn terms(&self) -> &FailureLimitConfig {
+        &self.config
     }
 
     /// Turns the address away while its failures are used up. Counts nothing: somebody who keeps
@@ -302,7 +317,7 @@ impl Default for AskedLimits {
 
 impl AskedLimits {
     /// What it is called in answers, records and metrics.
-    pub(super) const NAME: &'static str = "policy";
+    pub const NAME: &'static str = "policy";
 
     pub(super) fn new(metrics: Arc<Metrics>, meter: Meter) -> Self {
         Self {

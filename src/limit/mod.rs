@@ -385,6 +385,12 @@ impl Limits {
         (cx.errors() == errors).then_some(limits)
     }
 
+    /// The names of its limits, in the order in which they count.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let limiters = self.before.iter().chain(&self.after);
+        limiters.map(|limiter| limiter.name())
+    }
+
     /// Counts the request against limits that need no identity.
     ///
     /// # Errors

@@ -5,6 +5,8 @@
 //! been seen to read differently (`Ambiguities`). They are refused unless the route allows them by
 //! name; allowing one means that its normal form is what we match, judge *and* forward.
 
+use std::borrow::Cow;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -117,12 +119,20 @@ impl CanonicalPath {
     /// The decoded segments: `/a/b%20c` has `a` and `b c`; `/` has none. A trailing slash gives a
     /// last, empty segment.
     pub fn segments(&self) -> impl Iterator<Item = String> + '_ {
+        self.decoded().map(Cow::into_owned)
+    }
+
+    /// [`CanonicalPath::segments`], of which those that are written as they are read are not copied.
+    pub fn decoded(&self) -> impl Iterator<Item = Cow<'_, str>> {
         let rest = self.text.get(1..).unwrap_or_default();
         (!rest.is_empty())
             .then(|| rest.split('/'))
             .into_iter()
             .flatten()
-            .map(decode)
+            .map(|segment| match segment.contains('%') {
+                false => Cow::Borrowed(segment),
+                true => Cow::Owned(decode(segment)),
+            })
     }
 }
 

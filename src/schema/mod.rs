@@ -7,6 +7,7 @@
 
 mod files;
 mod positions;
+mod share;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 
 pub use files::{ContentDigest, MAX_FILE, digest_files};
 pub use positions::{Placed, Position, Positions};
+pub use share::Share;
 
 use crate::epoch::Epoch;
 use crate::metrics::Metrics;
@@ -650,6 +652,12 @@ text_scalar!(
     "Size",
     "a size with its unit, such as `512B`, `64KiB`, `10MiB` or `1GiB`",
     "^[0-9]+(B|KiB|MiB|GiB)$"
+);
+text_scalar!(
+    Share,
+    "Share",
+    "a share in percent, such as `0.1%`, `5%` or `100%`",
+    "^[0-9]+([.][0-9]{1,4})?%$"
 );
 text_scalar!(
     SecretRef,

@@ -141,6 +141,8 @@ pub struct Told {
     pub upstream: OnceLock<(u64, Lines)>,
     /// In records.
     pub record: OnceLock<Box<[u8]>>,
+    /// In what records tell of a policy's input: its document.
+    pub input: OnceLock<Box<[u8]>>,
 }
 
 /// Keeps other rooms from making an [`Identity`].

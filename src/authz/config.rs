@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -25,7 +25,7 @@ use super::rego::{self, Limits, Parsed, Places, Program, Reading};
 use super::source::load::{self, Loaded};
 use super::source::reads::{self, Reads};
 use super::source::remark::Remark;
-use super::{Compiled, DecidedBy, Policy, Rules, Sees};
+use super::{Basis, Compiled, DecidedBy, Policy, Rules, Sees};
 use crate::authz::source::{check, guard};
 use crate::bundle::{Bundle, Content, package};
 use crate::document::{self, Value};
@@ -168,7 +168,9 @@ impl DecisionCacheConfig {
 }
 
 /// `false`, or the bounds.
-fn cache_or_false<'de, D: Deserializer<'de>>(d: D) -> Result<DecisionCacheConfig, D::Error> {
+pub(crate) fn cache_or_false<'de, D: Deserializer<'de>>(
+    d: D,
+) -> Result<DecisionCacheConfig, D::Error> {
     struct CacheOrFalse;
 
     impl<'de> Visitor<'de> for CacheOrFalse {
@@ -193,7 +195,7 @@ fn cache_or_false<'de, D: Deserializer<'de>>(d: D) -> Result<DecisionCacheConfig
     d.deserialize_any(CacheOrFalse)
 }
 
-fn cache_or_false_schema(generator: &mut SchemaGenerator) -> Schema {
+pub(crate) fn cache_or_false_schema(generator: &mut SchemaGenerator) -> Schema {
     let block = generator.subschema_for::<DecisionCacheConfig>();
     json_schema!({
         "anyOf": [{ "type": "boolean" }, block],
@@ -220,7 +222,17 @@ impl PolicyConfig {
         cx: &mut Compile,
     ) -> Option<Arc<Policy>> {
         let (compiled, names) = (&Named::new(), &BTreeSet::new());
-        self.compile_among(name, previous, &KnownBundles { compiled, names }, cx)
+        let mandatory = true;
+        self.compile_among(
+            name,
+            previous,
+            &KnownBundles {
+                compiled,
+                names,
+                mandatory,
+            },
+            cx,
+        )
     }
 
     /// Compiles one block; takes over `previous` when neither it nor any of its files changed.
@@ -234,6 +246,7 @@ impl PolicyConfig {
         cx: &mut Compile,
     ) -> Option<Arc<Policy>> {
         let before = cx.errors();
+        let mandatory = bundles.mandatory;
         if name == "public" {
             cx.problem_help(
                 "the name `public` is taken by the policy that allows everybody",
@@ -275,6 +288,14 @@ impl PolicyConfig {
             .iter()
             .filter(|problem| problem.severity == Severity::Error);
         if let Some(first) = errors.map(Problem::brief).next() {
+            if let Some(bundle) = kept.first().filter(|_| !mandatory) {
+                let message = format!(
+                    "it waits for a better bundle `{}` than the one that was kept on disk: {first}",
+                    bundle.name
+                );
+                cx.warning(message, "nobody is compared until it has been downloaded");
+                return Some(recipe.without(bundle));
+            }
             for bundle in kept {
                 bundle.give_up(&first);
                 cx.warning(
@@ -451,6 +472,26 @@ impl PolicyConfig {
         }
     }
 
+    /// A digest over what it does with its data.
+    fn text(&self, modules: &[rego::Source]) -> String {
+        let mut live: Vec<&rego::Source> = modules
+            .iter()
+            .filter(|(file, _)| !check::is_test_file(file))
+            .collect();
+        // Where they are kept does not matter to what they do.
+        live.sort_by(|a, b| a.1.cmp(&b.1));
+        let mut context = digest::Context::new(&digest::SHA256);
+        for (_, text) in live {
+            add(&mut context, text.as_bytes());
+        }
+        add(&mut context, self.rule().as_bytes());
+        add(&mut context, self.input.name().as_bytes());
+        add(&mut context, format!("{:?}", self.errors()).as_bytes());
+        let mut text = hex(context.finish().as_ref());
+        text.truncate(16);
+        text
+    }
+
     fn hidden(&self, cx: &mut Compile) -> Vec<HeaderName> {
         let mut names = Vec::new();
         for (index, name) in self.hidden_headers.iter().enumerate() {
@@ -498,6 +539,12 @@ impl PolicyConfig {
     }
 }
 
+/// SHA-256 over data in their canonical form.
+fn digest_of(data: &Value) -> String {
+    let text = crate::ascii::canonical(data);
+    hex(digest::digest(&digest::SHA256, text.as_bytes()).as_ref())
+}
+
 fn add(context: &mut digest::Context, bytes: &[u8]) {
     context.update(&bytes.len().to_be_bytes());
     context.update(bytes);
@@ -510,6 +557,9 @@ pub struct KnownBundles<'b> {
     pub compiled: &'b Named<Arc<Bundle>>,
     /// All that the file has.
     pub names: &'b BTreeSet<String>,
+    /// Whether a bundle from disk with which a policy would not be good is given up for all. If not, that
+    /// policy alone waits for a better one.
+    pub mandatory: bool,
 }
 
 /// All that a policy is made of, but for what its bundles hold at a time. Kept by policies that use
@@ -607,6 +657,9 @@ impl Recipe {
         if cx.errors() > before {
             return None;
         }
+        let text = self.config.text(&modules);
+        let mut data_digest = digest_of(&data);
+        data_digest.truncate(16);
         let job = Job {
             modules,
             data: data.to_json_str().ok()?,
@@ -630,6 +683,10 @@ impl Recipe {
             .cloned()
             .collect();
         tell(report.remarks, cx);
+        let live = job.modules.iter();
+        let live = live.filter(|(file, _)| !check::is_test_file(file));
+        let kept_modules = Arc::new(live.cloned().collect::<Vec<_>>());
+        let (entrypoint, errors) = (job.entrypoint.clone(), job.errors);
         let choice = report.engine.filter(|_| cx.errors() == before)?;
         let (program, reads, places) = match program(job, &data, choice, &self.config.budget) {
             Ok(program) => program,
@@ -662,7 +719,12 @@ impl Recipe {
         let compiled = Compiled {
             program: Arc::new(program),
             files: self.local.files.clone(),
+            modules: kept_modules,
+            entrypoint,
+            errors,
             hidden_headers: self.hidden_headers.clone(),
+            reads: reads.all_paths(self.config.input),
+            impure: reads.impure.is_some() || reads.timing.read,
             sees: match self.config.input {
                 InputDocument::Portcullis => Sees::Portcullis(reads.wanted_with(body.is_some())),
                 InputDocument::Envoy => {
@@ -674,14 +736,23 @@ impl Recipe {
             warnings,
             metrics: cx.metrics.policy(&self.name),
             digest,
+            text,
         };
+        let bundles = filled.iter();
+        let bundles = bundles.map(|(bundle, content)| (Arc::clone(&bundle.name), content.label()));
+        let bundles = bundles.collect();
         let mut revision = compiled.digest.get(..16).unwrap_or_default().to_owned();
         revision.push_str(&labels);
         Some(Arc::new(Policy {
-            decided_by: DecidedBy {
+            decided_by: DecidedBy(Arc::new(Basis {
                 policy: Arc::clone(&self.name),
                 revision: revision.into(),
-            },
+                candidate: None,
+                entrypoint: Some(self.config.rule().into()),
+                data: Some(data_digest.into()),
+                bundles,
+                record: OnceLock::new(),
+            })),
             rules: Rules::Rego(Arc::new(compiled)),
             recipe: kept,
         }))
@@ -690,10 +761,7 @@ impl Recipe {
     /// The policy while this bundle is not there: it lets nobody in.
     pub(super) fn without(self: &Arc<Self>, bundle: &Bundle) -> Arc<Policy> {
         Arc::new(Policy {
-            decided_by: DecidedBy {
-                policy: Arc::clone(&self.name),
-                revision: "".into(),
-            },
+            decided_by: DecidedBy::new(Arc::clone(&self.name), ""),
             rules: Rules::Absent(Arc::clone(&bundle.name)),
             recipe: Some(Arc::clone(self)),
         })

@@ -21,7 +21,7 @@ use super::RouteFacts;
 use super::body;
 use super::source::reads::Step;
 use crate::document::{Value, string, strings};
-use crate::request::InboundRequest;
+use crate::request::{ConnInfo, InboundRequest};
 use crate::tls::PeerCertificate;
 
 /// Headers that carry credentials, whoever reads them.
@@ -374,7 +374,7 @@ fn of_request(
 }
 
 /// Whether there is more of the body than was read.
-fn is_truncated(request: &InboundRequest) -> bool {
+pub(super) fn is_truncated(request: &InboundRequest) -> bool {
     !request.excerpt.as_ref().is_some_and(|body| body.whole)
 }
 
@@ -483,14 +483,14 @@ pub(super) fn parameter<'q>(query: &'q str, name: &str) -> impl Iterator<Item = 
         .map(|(_, value)| decode(value))
 }
 
-fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
     query
         .split('&')
         .filter(|pair| !pair.is_empty())
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
-fn decode(text: &str) -> Cow<'_, str> {
+pub(super) fn decode(text: &str) -> Cow<'_, str> {
     if !text.bytes().any(|byte| matches!(byte, b'+' | b'%')) {
         return Cow::Borrowed(text);
     }
@@ -529,7 +529,7 @@ fn of_source(request: &InboundRequest, of: &Flags) -> Result<Value, Unreadable> 
         .with(of.port, &k.port, || {
             port(request).map_or(Value::Null, Value::from)
         })
-        .try_with(of.tls, &k.tls, || tls(request))?
+        .try_with(of.tls, &k.tls, || tls(&request.conn))?
         .done())
 }
 
@@ -539,9 +539,9 @@ pub(super) fn port(request: &InboundRequest) -> Option<u64> {
 }
 
 /// The facts of the connection's TLS session.
-pub(super) fn tls(request: &InboundRequest) -> Result<Value, Unreadable> {
+pub(super) fn tls(conn: &ConnInfo) -> Result<Value, Unreadable> {
     let k = &*KEYS;
-    let Some(tls) = &request.conn.tls else {
+    let Some(tls) = &conn.tls else {
         return Ok(Value::Null);
     };
     Ok(record([
@@ -625,7 +625,7 @@ mod tests {
 
     use super::*;
     use crate::document::{at, from_json, object};
-    use crate::request::{ConnInfo, RequestId, Rules, TlsInfo};
+    use crate::request::{RequestId, Rules, TlsInfo};
     use crate::tls::Sans;
 
     fn connection(tls: Option<TlsInfo>) -> Arc<ConnInfo> {

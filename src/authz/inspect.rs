@@ -488,12 +488,60 @@ pub struct Vocabulary {
     compared: BTreeMap<Vec<String>, BTreeSet<Value>>,
     /// Inputs of the policy's own tests.
     pub tests: Vec<Value>,
+    /// Whether it tests values by what cannot be made up from words: patterns, counts, times.
+    pub by_pattern: bool,
+    /// Whether some of its modules were not there to be read.
+    pub partial: bool,
+}
+
+/// Functions that say yes to values which stand nowhere in a policy.
+const PATTERNS: [&str; 20] = [
+    "regex.",
+    "glob.match",
+    "count(",
+    "sum(",
+    "max(",
+    "min(",
+    "startswith(",
+    "endswith(",
+    "contains(",
+    "strings.any_",
+    "indexof(",
+    "substring(",
+    "split(",
+    "trim",
+    "replace(",
+    "semver.",
+    "net.cidr",
+    "time.",
+    "to_number(",
+    "units.parse",
+];
+
+/// Whether a module calls one of them; comments do not count.
+fn by_pattern(text: &str) -> bool {
+    let code = text
+        .lines()
+        .map(|line| line.split('#').next().unwrap_or(line));
+    let mut code = code.filter(|line| !line.trim_start().starts_with("import "));
+    code.any(|line| PATTERNS.iter().any(|function| line.contains(function)))
 }
 
 impl Vocabulary {
     /// What a path is compared with, where both stand in one statement.
     pub fn compared(&self, path: &[String]) -> impl Iterator<Item = &Value> {
         self.compared.get(path).into_iter().flatten()
+    }
+
+    /// Why a search among these words may miss somebody; `None` when it looks at all of them.
+    pub fn doubt(&self) -> Option<&'static str> {
+        if self.partial {
+            Some("modules of the policy come in bundles: what they compare with was not looked at")
+        } else if self.by_pattern {
+            Some("the policy tests values by pattern, count or time: such values were not made up")
+        } else {
+            None
+        }
     }
 }
 
@@ -513,7 +561,10 @@ pub fn vocabulary(subject: &Subject) -> Option<Vocabulary> {
         .collect();
     let mut all = rego::parse(&loaded.modules, &loaded.data).ok()?;
     let mut engine = rego::parse(&live, &loaded.data).ok()?;
-    let mut vocabulary = Vocabulary::default();
+    let mut vocabulary = Vocabulary {
+        by_pattern: live.iter().any(|(_, text)| by_pattern(text)),
+        ..Vocabulary::default()
+    };
     let text = |value: &Value| crate::document::text(value).map(ToString::to_string);
     for entrypoint in &subject.entrypoints {
         let analysis = check::analyse(engine.get_modules(), entrypoint);

@@ -19,20 +19,25 @@ pub mod inspect;
 pub mod opinion;
 mod published;
 mod rego;
+pub mod replay;
+mod said;
+pub mod screen;
 mod source;
 #[cfg(test)]
 mod tests;
+pub mod told;
 pub mod workbench;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
+use crate::ascii;
 use crate::authn::Caller;
 use crate::bundle::{Bundle, Content};
 use crate::document::Value;
@@ -42,9 +47,11 @@ use crate::schema::Compile;
 
 pub use body::{BodyConfig, BodyTerms, WhenLarger};
 pub use config::{BudgetConfig, BuiltinErrors, DecisionCacheConfig, KnownBundles, PolicyConfig};
+pub(crate) use config::{cache_or_false, cache_or_false_schema};
 pub use edits::Edits;
 pub use gate::child::{GATE_ARGUMENT, GATE_TIME, gate_child, set_gate_program};
 pub use published::InputDocument;
+pub use said::{Said, Terms};
 
 use answer::{Face, Verdict};
 use cache::projection::{Projection, Question};
@@ -61,6 +68,8 @@ pub struct Permit {
     pub advice: Arc<Advice>,
     /// Which policy, and which revision of it, decided.
     pub decided_by: DecidedBy,
+    /// What it gave.
+    pub ruling: Ruling,
     _seal: Seal,
 }
 
@@ -89,20 +98,172 @@ impl Permit {
             None => Ok(self),
             Some(header) => {
                 let why = format!("a policy may not set or remove the header `{header}`");
-                let by = self.decided_by.clone();
-                Err(Box::new(Denial::new(by, Reason::Answer, Some(why))))
+                let mut denial = Denial::new(self.decided_by, Reason::Answer, Some(why));
+                denial.ruling = self.ruling;
+                Err(Box::new(denial))
             }
         }
     }
 }
 
-/// The policy and the revision behind a decision.
+/// The policy and the revision behind a decision. A clone is the same one: it is counted once for each
+/// request, in a place that all workers share.
 #[derive(Debug, Clone)]
-pub struct DecidedBy {
+pub struct DecidedBy(Arc<Basis>);
+
+/// What a decision rests on.
+#[derive(Debug, Clone)]
+pub struct Basis {
     /// The policy's block in the configuration; `public` for open routes.
     pub policy: Arc<str>,
     /// A digest over the policy's modules and data.
     pub revision: Arc<str>,
+    /// The candidate that decided in the policy's place; `revision` is its own then.
+    pub candidate: Option<Arc<str>>,
+    /// The rule that decides: `data.orders.decision`. `None` without rules.
+    pub entrypoint: Option<Box<str>>,
+    /// A digest over its data alone: 16 hex digits of SHA-256 over their canonical form. `None` without
+    /// rules.
+    pub data: Option<Box<str>>,
+    /// The bundles that it uses, each with its revision.
+    pub bundles: Vec<(Arc<str>, String)>,
+    /// The members of the record from `name` to `bundles`, without braces.
+    record: OnceLock<Box<str>>,
+}
+
+impl DecidedBy {
+    /// A policy of this name and revision.
+    pub fn new(policy: impl Into<Arc<str>>, revision: impl Into<Arc<str>>) -> Self {
+        Self(Arc::new(Basis {
+            policy: policy.into(),
+            revision: revision.into(),
+            candidate: None,
+            entrypoint: None,
+            data: None,
+            bundles: Vec::new(),
+            record: OnceLock::new(),
+        }))
+    }
+
+    /// This one as a candidate for the place of another policy. One that stands for another policy
+    /// already keeps its own name.
+    fn standing_for(&self, of: &Arc<str>) -> Self {
+        let mut basis = Basis::clone(&self.0);
+        let own = std::mem::replace(&mut basis.policy, Arc::clone(of));
+        basis.candidate.get_or_insert(own);
+        basis.record = OnceLock::new();
+        Self(Arc::new(basis))
+    }
+
+    /// What its machines are kept under: names of candidates are no names of policies.
+    fn slot(&self) -> &Arc<str> {
+        self.candidate.as_ref().unwrap_or(&self.policy)
+    }
+
+    /// What the record says of it, in ASCII: the members from `name` to `bundles`.
+    pub fn record(&self) -> &str {
+        self.record.get_or_init(|| {
+            let mut out = Vec::new();
+            ascii::raw(&mut out, b"\"name\":");
+            ascii::text(&mut out, &self.policy);
+            ascii::raw(&mut out, b",\"revision\":");
+            ascii::text(&mut out, &self.revision);
+            ascii::raw(&mut out, b",\"entrypoint\":");
+            ascii::maybe(&mut out, self.entrypoint.as_deref());
+            ascii::raw(&mut out, b",\"data\":");
+            ascii::maybe(&mut out, self.data.as_deref());
+            ascii::raw(&mut out, b",\"candidate\":");
+            ascii::maybe(&mut out, self.candidate.as_deref());
+            if !self.bundles.is_empty() {
+                ascii::raw(&mut out, b",\"bundles\":{");
+                for (nth, (name, revision)) in self.bundles.iter().enumerate() {
+                    if nth > 0 {
+                        out.push(b',');
+                    }
+                    ascii::text(&mut out, name);
+                    out.push(b':');
+                    ascii::text(&mut out, revision);
+                }
+                out.push(b'}');
+            }
+            String::from_utf8(out).unwrap_or_default().into()
+        })
+    }
+}
+
+impl std::ops::Deref for DecidedBy {
+    type Target = Basis;
+
+    fn deref(&self) -> &Basis {
+        &self.0
+    }
+}
+
+/// What a policy's entry point gave, and how it came to that: for the record.
+#[derive(Debug, Clone, Default)]
+pub struct Ruling {
+    /// What it gave; absent when that was nothing.
+    pub answer: Option<Gave>,
+    /// Whether it was given before, to an equal question.
+    pub cached: bool,
+    /// How long the evaluation took, if there was one.
+    pub took: Option<Duration>,
+}
+
+/// How an answer came about.
+#[derive(Debug, Clone, Copy, Default)]
+struct Ran {
+    cached: bool,
+    took: Option<Duration>,
+}
+
+/// A value that an entry point gave.
+#[derive(Debug, Clone)]
+pub enum Gave {
+    /// Its canonical form, see [`ascii::value`], but for credentials that it hands on.
+    Text {
+        /// JSON, in ASCII.
+        text: Arc<str>,
+        /// JSON Pointers to what is masked in it, from `/answer` on: texts with commas between them.
+        masked: Option<Arc<str>>,
+    },
+    /// That would be larger than [`MAX_GIVEN`].
+    Larger,
+}
+
+/// Longest value of an entry point that is kept for the record, in bytes of its canonical form, with
+/// the list of what is masked in it.
+pub const MAX_GIVEN: usize = 16 * 1024;
+
+impl Gave {
+    fn of(value: &Value) -> Option<Self> {
+        if *value == Value::Undefined {
+            return None;
+        }
+        if answer::size(value, answer::MAX_ANSWER).is_none() {
+            return Some(Self::Larger);
+        }
+        let shown = told::answer::Shown::of(value);
+        let (text, masked) = (shown.text(), shown.masked());
+        Some(if text.len() + masked.len() > MAX_GIVEN {
+            Self::Larger
+        } else {
+            Self::Text {
+                text: text.into(),
+                masked: (!masked.is_empty()).then(|| masked.into()),
+            }
+        })
+    }
+
+    /// What it weighs in memory.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Text { text, masked } => {
+                text.len() + 16 + masked.as_ref().map_or(0, |masked| masked.len() + 16)
+            }
+            Self::Larger => 0,
+        }
+    }
 }
 
 /// What a policy may say beside yes.
@@ -168,6 +329,8 @@ pub struct Denial {
     pub metadata: Option<Arc<str>>,
     /// Detail for the record only: an engine error, the odd type of an answer.
     pub detail: Option<String>,
+    /// What the policy gave.
+    pub ruling: Ruling,
 }
 
 impl Denial {
@@ -182,6 +345,7 @@ impl Denial {
             body: None,
             metadata: None,
             detail,
+            ruling: Ruling::default(),
         }
     }
 }
@@ -269,10 +433,21 @@ struct Compiled {
     program: Arc<Program>,
     /// Over files, entry point and budget; equal digests are equal policies.
     digest: String,
+    /// Over what it does with its data: modules without tests, entry point, how they are read. 16 hex
+    /// digits of SHA-256.
+    text: String,
     files: Vec<PathBuf>,
+    /// What it was compiled from, without tests, to be asked again for its reasons.
+    modules: Arc<Vec<rego::Source>>,
+    entrypoint: String,
+    errors: BuiltinErrors,
     hidden_headers: Vec<HeaderName>,
     /// What of its document it can read.
     sees: Sees,
+    /// Paths of its document that its decisions can depend on, each with all that lies below.
+    reads: Vec<Vec<source::reads::Step>>,
+    /// Whether its answers depend on more than that: the time, or what is no function of the document.
+    impure: bool,
     /// How much of a body is read for it; `None` when it does not look at bodies.
     body: Option<BodyTerms>,
     /// What its decisions depend on, and how many of them are kept; `None` when none are.
@@ -370,10 +545,7 @@ impl Machines {
 impl Policy {
     /// The policy of open routes: allows everybody, and says `public` in the record.
     pub fn public() -> Arc<Self> {
-        let decided_by = DecidedBy {
-            policy: "public".into(),
-            revision: "".into(),
-        };
+        let decided_by = DecidedBy::new("public", "");
         Arc::new(Self {
             decided_by,
             rules: Rules::Public,
@@ -412,6 +584,32 @@ impl Policy {
         }
     }
 
+    /// All that it takes to ask why it decided as it did; `None` for [`Policy::public`].
+    pub fn to_explain(&self) -> Option<workbench::why::Text> {
+        let Rules::Rego(compiled) = &self.rules else {
+            return None;
+        };
+        let headers = compiled.hidden_headers.iter();
+        Some(workbench::why::Text {
+            policy: Arc::clone(&self.decided_by.policy),
+            revision: Arc::clone(&self.decided_by.revision),
+            entrypoint: compiled.entrypoint.clone(),
+            modules: Arc::clone(&compiled.modules),
+            data: compiled.program.data().clone(),
+            errors: compiled.errors,
+            input: match compiled.sees {
+                Sees::Portcullis(_) => InputDocument::Portcullis,
+                Sees::Envoy(_) => InputDocument::Envoy,
+            },
+            hidden_headers: headers.map(ToString::to_string).collect(),
+            bodies: compiled.body.is_some(),
+            reads: compiled
+                .remembered
+                .is_some()
+                .then(|| compiled.reads.clone()),
+        })
+    }
+
     /// The files it was compiled from.
     pub fn files(&self) -> &[PathBuf] {
         match &self.rules {
@@ -445,7 +643,10 @@ impl Policy {
         let Some(recipe) = &self.recipe else {
             return Arc::clone(self);
         };
-        let missing = recipe.bundles.iter().find(|bundle| bundle.active().is_none());
+        let missing = recipe
+            .bundles
+            .iter()
+            .find(|bundle| bundle.active().is_none());
         missing.map_or_else(|| Arc::clone(self), |bundle| recipe.without(bundle))
     }
 
@@ -486,28 +687,71 @@ impl Policy {
         route: &RouteFacts<'_>,
         caller: Caller,
     ) -> Decision {
+        let answer = self.answer(machines, request, route, &caller);
+        self.decision(answer, caller)
+    }
+
+    fn decision(&self, answer: Result<(Answer, Ran), Box<Denial>>, caller: Caller) -> Decision {
+        match answer {
+            Ok((answer, ran)) => self.answered(answer, ran, caller),
+            Err(denial) => Decision::Deny(*denial),
+        }
+    }
+
+    /// Its answer, given before or now.
+    fn answer(
+        &self,
+        machines: &Machines,
+        request: &InboundRequest,
+        route: &RouteFacts<'_>,
+        caller: &Caller,
+    ) -> Result<(Answer, Ran), Box<Denial>> {
         let compiled = match &self.rules {
-            Rules::Public => return self.permit(caller, Arc::default()),
-            Rules::Absent(bundle) => return Decision::Deny(self.unavailable(bundle)),
+            Rules::Public => return Ok((Answer::Allow(Arc::default(), None), Ran::default())),
+            Rules::Absent(bundle) => return Err(Box::new(self.unavailable(bundle))),
             Rules::Rego(compiled) => compiled,
         };
-        let question = compiled.question(request, route, &caller);
+        let question = compiled.question(request, route, caller);
         if let Err(error) = input::readable(request) {
             let denial = self.denial(Reason::Error, Some(error.to_string()));
             compiled.metrics.decided("error", None);
-            return Decision::Deny(denial);
+            return Err(Box::new(denial));
         }
-        let policy = &self.decided_by.policy;
-        let (known, asked) =
-            machines.with(policy, compiled, |slot| compiled.recall(slot, &question));
+        // Whoever looks at bodies must not take one that nobody has read for one that is harmless.
+        if compiled.body.is_some() && request.excerpt.is_none() {
+            compiled.metrics.decided("body", None);
+            let why = "no body was read for it".to_owned();
+            return Err(Box::new(self.denial(Reason::Body, Some(why))));
+        }
+        let slot = self.decided_by.slot();
+        let (known, asked) = machines.with(slot, compiled, |slot| compiled.recall(slot, &question));
         if let Some(answer) = known {
-            let decision = self.answered(answer, caller);
-            compiled.metrics.decided(decision.outcome(), None);
-            return decision;
+            let word = match &answer {
+                Answer::Allow(..) => "allow",
+                Answer::Deny(..) => "deny",
+            };
+            compiled.metrics.decided(word, None);
+            let ran = Ran {
+                cached: true,
+                took: None,
+            };
+            return Ok((answer, ran));
         }
-        match self.evaluated(machines, compiled, &question, asked) {
-            Ok(answer) => self.answered(answer, caller),
-            Err(denial) => Decision::Deny(*denial),
+        let begun = Instant::now();
+        let answer = self.evaluated(machines, compiled, &question, asked);
+        let took = Some(begun.elapsed());
+        match answer {
+            Ok(answer) => Ok((
+                answer,
+                Ran {
+                    cached: false,
+                    took,
+                },
+            )),
+            Err(mut denial) => {
+                denial.ruling.took = took;
+                Err(denial)
+            }
         }
     }
 
@@ -525,7 +769,7 @@ impl Policy {
         asked: bool,
     ) -> Result<Answer, Box<Denial>> {
         let begun = Instant::now();
-        let policy = &self.decided_by.policy;
+        let policy = self.decided_by.slot();
         let request = question.request;
         let mut most = None;
         host::begin(host::Moment {
@@ -549,26 +793,27 @@ impl Policy {
         };
         let answer = match outcome {
             Outcome::Answer(value) => {
-                let size = answer::weight(&value);
+                let gave = Gave::of(&value);
+                let size = answer::weight(&value) + gave.as_ref().map_or(0, Gave::weight);
                 let verdict = match compiled.sees {
                     Sees::Portcullis(_) => answer::read(&value),
                     Sees::Envoy(_) => envoy::answer::read(&value),
                 };
                 match verdict {
-                    Verdict::Allow(advice) => Ok((Answer::Allow(Arc::new(advice)), size)),
-                    Verdict::Deny(face) => Ok((Answer::Deny(Arc::new(face)), size)),
-                    Verdict::Undefined => Err((Reason::Undefined, None)),
-                    Verdict::Broken(why) => Err((Reason::Answer, Some(why))),
+                    Verdict::Allow(advice) => Ok((Answer::Allow(Arc::new(advice), gave), size)),
+                    Verdict::Deny(face) => Ok((Answer::Deny(Arc::new(face), gave), size)),
+                    Verdict::Undefined => Err((Reason::Undefined, None, None)),
+                    Verdict::Broken(why) => Err((Reason::Answer, Some(why), gave)),
                 }
             }
-            Outcome::Error(why) => Err((Reason::Error, Some(why))),
-            Outcome::Budget(why) => Err((Reason::Budget, Some(why))),
-            Outcome::Panic(why) => Err((Reason::Panic, Some(why))),
+            Outcome::Error(why) => Err((Reason::Error, Some(why), None)),
+            Outcome::Budget(why) => Err((Reason::Budget, Some(why), None)),
+            Outcome::Panic(why) => Err((Reason::Panic, Some(why), None)),
         };
         let word = match &answer {
-            Ok((Answer::Allow(_), _)) => "allow",
-            Ok((Answer::Deny(_), _)) => "deny",
-            Err((reason, _)) => reason.outcome(),
+            Ok((Answer::Allow(..), _)) => "allow",
+            Ok((Answer::Deny(..), _)) => "deny",
+            Err((reason, ..)) => reason.outcome(),
         };
         compiled.metrics.decided(word, Some(begun.elapsed()));
         match answer {
@@ -584,32 +829,41 @@ impl Policy {
                 }
                 Ok(answer)
             }
-            Err((reason, why)) => {
+            Err((reason, why, gave)) => {
                 if reason == Reason::Budget {
                     compiled.metrics.overrun();
                 }
-                Err(Box::new(self.denial(reason, why)))
+                let mut denial = self.denial(reason, why);
+                denial.ruling.answer = gave;
+                Err(Box::new(denial))
             }
         }
     }
 
-    fn answered(&self, answer: Answer, caller: Caller) -> Decision {
+    fn answered(&self, answer: Answer, ran: Ran, caller: Caller) -> Decision {
+        let (cached, took) = (ran.cached, ran.took);
+        let ruling = |answer| Ruling {
+            answer,
+            cached,
+            took,
+        };
         match answer {
-            Answer::Allow(advice) => self.permit(caller, advice),
-            Answer::Deny(face) => Decision::Deny(self.refused(&face)),
+            Answer::Allow(advice, gave) => Decision::Allow(Permit {
+                caller,
+                advice,
+                decided_by: self.decided_by.clone(),
+                ruling: ruling(gave),
+                _seal: Seal,
+            }),
+            Answer::Deny(face, gave) => {
+                let mut denial = self.refused(&face, None);
+                denial.ruling = ruling(gave);
+                Decision::Deny(denial)
+            }
         }
     }
 
-    fn permit(&self, caller: Caller, advice: Arc<Advice>) -> Decision {
-        Decision::Allow(Permit {
-            caller,
-            advice,
-            decided_by: self.decided_by.clone(),
-            _seal: Seal,
-        })
-    }
-
-    fn refused(&self, face: &Face) -> Denial {
+    fn refused(&self, face: &Face, gave: Option<Gave>) -> Denial {
         let reason = face.reason.as_deref().unwrap_or("policy.denied");
         Denial {
             status: face.status,
@@ -618,6 +872,10 @@ impl Policy {
             step_up: face.step_up.clone(),
             body: face.body.clone(),
             metadata: face.metadata.clone(),
+            ruling: Ruling {
+                answer: gave,
+                ..Ruling::default()
+            },
             ..Denial::new(
                 self.decided_by.clone(),
                 Reason::Policy(reason.to_owned()),
@@ -748,16 +1006,6 @@ impl Reason {
     }
 }
 
-impl Decision {
-    /// A word for metrics: `allow`, `deny` or what went wrong.
-    fn outcome(&self) -> &'static str {
-        match self {
-            Self::Allow(_) => "allow",
-            Self::Deny(denial) => denial.reason.outcome(),
-        }
-    }
-}
-
 #[cfg(test)]
 impl Permit {
     /// A permit that no policy gave, for the tests of other rooms.
@@ -766,10 +1014,8 @@ impl Permit {
         Self {
             caller,
             advice: Arc::new(advice),
-            decided_by: DecidedBy {
-                policy: "test".into(),
-                revision: "0000000000000000".into(),
-            },
+            decided_by: DecidedBy::new("test", "0000000000000000"),
+            ruling: Ruling::default(),
             _seal: Seal,
         }
     }

@@ -49,8 +49,8 @@ impl Policy {
             answer = self.evaluated(machines, compiled, &question, false);
         }
         match answer {
-            Ok(Answer::Allow(advice)) => Opinion::Allow(advice),
-            Ok(Answer::Deny(face)) => Opinion::Deny(Box::new(self.refused(&face))),
+            Ok(Answer::Allow(advice, _)) => Opinion::Allow(advice),
+            Ok(Answer::Deny(face, gave)) => Opinion::Deny(Box::new(self.refused(&face, gave))),
             Err(denial) => Opinion::Deny(denial),
         }
     }

@@ -177,6 +177,37 @@ fn a_policy_decides_by_its_data_and_the_request_on_the_bytecode_machine() {
 }
 
 #[test]
+fn credentials_that_an_answer_hands_on_are_not_what_the_record_gets_of_it() {
+    let loaded = load(
+        "default allow := {\"allow\": true, \"headers\": {\"x-upstream-token\": \"Bearer S3CRET\", \"x-team\": \"a\"}}",
+    );
+    let machines = Machines::default();
+    for _ in 0..2 {
+        let Decision::Allow(permit) = decide_on(loaded.policy(), &machines, "/orders/42") else {
+            panic!("it was denied");
+        };
+        assert!(
+            permit
+                .advice
+                .headers
+                .iter()
+                .any(|(_, value)| value == "Bearer S3CRET")
+        );
+        let Some(Gave::Text { text, masked }) = permit.ruling.answer else {
+            panic!("it gave nothing");
+        };
+        assert_eq!(
+            &*text,
+            r#"{"allow":true,"headers":{"x-team":"a","x-upstream-token":"***"}}"#
+        );
+        assert_eq!(
+            masked.as_deref(),
+            Some(r#""/answer/headers/x-upstream-token""#)
+        );
+    }
+}
+
+#[test]
 fn each_kind_of_no_has_its_own_reason() {
     let reason = |rules: &str| denied(decide(load(rules).policy())).reason;
     assert_eq!(
@@ -378,16 +409,19 @@ fn a_panic_of_the_engine_is_a_denial_and_the_machine_is_thrown_away() {
     };
     let program = Program::interpreted(engine, "data.p.allow", limits).unwrap();
     let policy = Policy {
-        decided_by: DecidedBy {
-            policy: "p".into(),
-            revision: "".into(),
-        },
+        decided_by: DecidedBy::new("p", ""),
         recipe: None,
         rules: Rules::Rego(Arc::new(Compiled {
             program: Arc::new(program),
             digest: String::new(),
+            text: String::new(),
+            impure: false,
             files: Vec::new(),
+            modules: Arc::default(),
+            entrypoint: "data.p.allow".to_owned(),
+            errors: BuiltinErrors::Deny,
             hidden_headers: Vec::new(),
+            reads: Vec::new(),
             sees: Sees::Portcullis(input::Wanted::all()),
             body: None,
             remembered: None,

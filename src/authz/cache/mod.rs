@@ -22,8 +22,8 @@ use std::time::{Duration, SystemTime};
 use foldhash::fast::RandomState;
 
 use crate::authn::Identity;
-use crate::authz::Advice;
 use crate::authz::answer::Face;
+use crate::authz::{Advice, Gave};
 
 /// Longest question that is kept, in bytes.
 pub(in crate::authz) const MAX_QUESTION: usize = 4 * 1024;
@@ -38,11 +38,11 @@ pub(in crate::authz) struct Bounds {
     pub(in crate::authz) lifetime: Duration,
 }
 
-/// What is kept of an evaluation.
+/// What is kept of an evaluation: its meaning, and what the entry point gave.
 #[derive(Debug, Clone)]
 pub(in crate::authz) enum Answer {
-    Allow(Arc<Advice>),
-    Deny(Arc<Face>),
+    Allow(Arc<Advice>, Option<Gave>),
+    Deny(Arc<Face>, Option<Gave>),
 }
 
 #[derive(Debug)]
@@ -110,8 +110,8 @@ impl Answers {
             return;
         }
         let asked_again = match &answer {
-            Answer::Allow(advice) => advice.recheck_after,
-            Answer::Deny(_) => None,
+            Answer::Allow(advice, _) => advice.recheck_after,
+            Answer::Deny(..) => None,
         };
         let lifetime = self
             .bounds

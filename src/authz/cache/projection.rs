@@ -403,7 +403,7 @@ impl Part {
                     let _ = write!(out, "{port}");
                 }),
             },
-            Self::Tls => write_value(&input::tls(request)?, out),
+            Self::Tls => write_value(&input::tls(&request.conn)?, out),
             Self::TlsVersion => write_option(tls.map(|tls| tls.version), out),
             Self::Sni => match tls.map(|tls| tls.server_name.as_deref()) {
                 None => out.push(tag::ABSENT),

@@ -182,6 +182,16 @@ impl Reads {
         Wanted::by(&paths, bodies)
     }
 
+    /// All that a decision can depend on of this document, the time included.
+    pub(in crate::authz) fn all_paths(&self, document: InputDocument) -> Vec<Vec<Step>> {
+        let mut paths: Vec<Vec<Step>> = self.paths.keys().cloned().collect();
+        if self.timing.read && document == InputDocument::Portcullis {
+            let below = times::TIME.into_iter().skip(1);
+            paths.push(below.map(|name| Step::Name(name.to_owned())).collect());
+        }
+        paths
+    }
+
     /// [`Reads::wanted_with`], without bodies.
     #[cfg(test)]
     pub(in crate::authz) fn wanted(&self) -> Wanted {

@@ -446,7 +446,7 @@ fn offset(at: u32) -> usize {
 
 /// From the first byte of an expression to its last: the engine's spans of calls and operators begin
 /// at the parenthesis or the operator.
-fn extent(expr: &Expr) -> Range<usize> {
+pub(in crate::authz) fn extent(expr: &Expr) -> Range<usize> {
     let span = expr.span();
     let own = offset(span.start)..offset(span.end);
     let join =

@@ -85,7 +85,7 @@ fn in_body(
     let mut rules = String::new();
     for end in 1..=statements.len() {
         // `{}` in front of an `if` is no object to the parser.
-        let mut names: Vec<String> = names(query.stmts.get(..end)?)
+        let mut names: Vec<String> = variables(query.stmts.get(..end)?)
             .iter()
             .map(|name| format!("\"{name}\": {name}"))
             .collect();
@@ -146,7 +146,7 @@ pub(super) fn holds(
 }
 
 /// The names that the solutions of the last good beginning have, behind those that are shown already.
-fn known(solutions: &[Value], values: &mut Vec<(String, String)>) {
+pub(super) fn known(solutions: &[Value], values: &mut Vec<(String, String)>) {
     let many = solutions.len() > 1;
     for (index, solution) in solutions.iter().take(MAX_SOLUTIONS).enumerate() {
         let Ok(members) = solution.as_object() else {
@@ -225,7 +225,7 @@ fn operands(
     values
 }
 
-fn is_literal(expr: &Expr) -> bool {
+pub(super) fn is_literal(expr: &Expr) -> bool {
     syntax::literal(expr).is_some()
 }
 
@@ -264,7 +264,7 @@ fn body(rule: &Rule) -> Option<&Query> {
 }
 
 /// The texts of the statements.
-fn statements(query: &Query) -> Vec<String> {
+pub(super) fn statements(query: &Query) -> Vec<String> {
     query
         .stmts
         .iter()
@@ -274,7 +274,7 @@ fn statements(query: &Query) -> Vec<String> {
 
 /// The text of a span with the quotation marks that the engine leaves out where it begins or ends with
 /// a text.
-fn whole(span: &Span) -> String {
+pub(super) fn whole(span: &Span) -> String {
     let text = span.text();
     let quote = |at: Option<usize>| {
         let source = span.source.get_contents();
@@ -312,7 +312,7 @@ fn tail(rule: &Rule, name: &str) -> Vec<String> {
 }
 
 /// The variables that these statements give values to.
-fn names(statements: &[LiteralStmt]) -> Vec<String> {
+pub(super) fn variables(statements: &[LiteralStmt]) -> Vec<String> {
     let mut names = Vec::new();
     for statement in statements {
         match &statement.literal {
@@ -360,7 +360,7 @@ fn pattern(expr: &Expr, names: &mut Vec<String>) {
     }
 }
 
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     let text = match value {
         Value::Undefined => "undefined".to_owned(),
         other => {
@@ -370,7 +370,7 @@ fn shown(value: &Value) -> String {
     cut(&text)
 }
 
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     if text.chars().count() <= MAX_SHOWN {
         return text.to_owned();
     }

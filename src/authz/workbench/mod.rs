@@ -10,6 +10,7 @@ mod explain;
 mod meaning;
 mod pace;
 mod trial;
+pub mod why;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -22,16 +23,21 @@ use regorus::unstable::{Module, Ref, Rule, Span};
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, LimitError};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::authz::BuiltinErrors;
+use crate::authz::input::since_epoch;
 use crate::authz::published::InputDocument;
-use crate::authz::rego::{self, Places, Reading, Source};
+use crate::authz::rego::{self, Places, Reading, Source, host};
+use crate::authz::replay::seed;
 use crate::authz::source::check;
 use crate::authz::source::expansion;
 use crate::authz::source::load;
 use crate::authz::source::remark::Remark;
 use crate::authz::source::syntax;
-use crate::document::Value;
+use crate::clock;
+use crate::document::{self, Value};
 use crate::metrics::Metrics;
 use crate::schema::{Compile, Problem};
 
@@ -281,6 +287,7 @@ impl Workbench {
         }
         let mut engine = self.engine.clone();
         engine.set_input(question.input.clone().unwrap_or(Value::Undefined));
+        host::begin(moment(question.input.as_ref()));
         let begun = Instant::now();
         let result = evaluate(&mut engine, &question.query, question.time);
         let duration = begun.elapsed();
@@ -406,6 +413,33 @@ impl Workbench {
     }
 }
 
+/// When a question is asked, and as which request: what its document says, else now.
+fn moment(input: Option<&Value>) -> host::Moment {
+    let at = |path: &[&str]| {
+        path.iter()
+            .try_fold(input?, |value, name| document::member(value, name))
+    };
+    let written = |path: &[&str]| at(path).and_then(document::text);
+    let stamped = || {
+        let time = written(&["attributes", "request", "time"])?;
+        let time = OffsetDateTime::parse(time, &Rfc3339).ok()?;
+        u64::try_from(time.unix_timestamp_nanos()).ok()
+    };
+    let now_ns = match at(&["request", "received_at_ns"]) {
+        Some(Value::Number(number)) => number.as_u64(),
+        Some(_) | None => stamped(),
+    };
+    let id = written(&["request", "id"])
+        .or_else(|| written(&["attributes", "request", "http", "id"]))
+        .map(AsRef::as_ref);
+    host::Moment {
+        now_ns: now_ns
+            .or_else(|| since_epoch(clock::now()).ok())
+            .unwrap_or(0),
+        request_id: seed(id.unwrap_or_default()),
+    }
+}
+
 /// What fails of a policy's own tests: the gate asks as `policy test` does.
 pub(in crate::authz) fn own_tests(
     engine: &mut Engine,
@@ -496,7 +530,17 @@ fn open(material: &Material, watch: Watch) -> Result<Workbench, Vec<Remark>> {
         )]
     })?;
     let reading = reading(material.errors, material.input);
-    let parsed = rego::read(&material.modules, &data, reading)?;
+    opened(&material.modules, &data, reading, watch)
+}
+
+/// Opens modules over data.
+fn opened(
+    sources: &[Source],
+    data: &Value,
+    reading: Reading,
+    watch: Watch,
+) -> Result<Workbench, Vec<Remark>> {
+    let parsed = rego::read(sources, data, reading)?;
     let (mut engine, first) = (parsed.engine, parsed.places);
     let analysis = check::analyse(engine.get_modules(), "");
     let live: Vec<Ref<Module>> = engine
@@ -521,7 +565,7 @@ fn open(material: &Material, watch: Watch) -> Result<Workbench, Vec<Remark>> {
     let mut places = vec![first];
     if !edits.is_empty() {
         let modules = edited(engine.get_modules(), edits);
-        let again = rego::read(&modules, &data, reading)?;
+        let again = rego::read(&modules, data, reading)?;
         engine = again.engine;
         places.insert(0, again.places);
     }
@@ -529,7 +573,7 @@ fn open(material: &Material, watch: Watch) -> Result<Workbench, Vec<Remark>> {
     Ok(Workbench {
         warnings: problems(remarks),
         places,
-        texts: material.modules.iter().cloned().collect(),
+        texts: sources.iter().cloned().collect(),
         ..bench(engine, tests, watch)
     })
 }

@@ -87,10 +87,7 @@ fn written(headers: &IdentityHeaders, request: &InboundRequest, caller: &Caller)
         sampled: true,
         state: Some("a=b".into()),
     };
-    let decided_by = DecidedBy {
-        policy: "test".into(),
-        revision: "r".into(),
-    };
+    let decided_by = DecidedBy::new("test", "r");
     let forwarding = Forwarding {
         identity: headers,
         route: &"test".into(),

@@ -7,19 +7,22 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
-use time::OffsetDateTime;
-
+use crate::ascii::{
+    address, civil, json, number, padded, peer, raw, text as any_text, text_known as text,
+};
 use crate::authz::Edits;
-use crate::request::scan::Odd;
 
 /// One record as it is written; the module documentation of [`crate::audit`] explains each member.
 #[derive(Debug)]
 pub(super) struct Line<'a> {
     pub(super) time: SystemTime,
+    /// `null` when the clock stands before 1970.
+    pub(super) received_at_ns: Option<u64>,
     /// Ids of our own making are digits, and never looked at.
     pub(super) request_id: &'a [u8],
     pub(super) decision_id: Option<&'a [u8]>,
     pub(super) trace_id: Option<&'a [u8]>,
+    pub(super) span_id: Option<&'a [u8]>,
     /// From `listener` to `tls`, written; see [`OriginPart`].
     pub(super) origin: Cow<'a, [u8]>,
     pub(super) method: Cow<'a, str>,
@@ -47,6 +50,7 @@ pub(super) struct Line<'a> {
     /// JSON of the policy's.
     pub(super) metadata: Option<&'a str>,
     pub(super) edits: Option<&'a Edits>,
+    pub(super) asked: Asked<'a>,
     /// Whether no text above needs an escape; `false` when that is not known.
     pub(super) plain: bool,
 }
@@ -76,10 +80,26 @@ pub(super) struct CallerPart<'a> {
     pub(super) token_id: Option<Cow<'a, str>>,
 }
 
+/// The policy that was asked.
 #[derive(Debug)]
 pub(super) struct PolicyPart<'a> {
-    pub(super) name: &'a str,
-    pub(super) revision: &'a str,
+    /// The members from `name` to `bundles`, written.
+    pub(super) written: &'a [u8],
+    /// Whether the answer was kept from an earlier equal question.
+    pub(super) cached: bool,
+}
+
+/// What it was asked, and what it said; JSON in ASCII.
+#[derive(Debug, Default)]
+pub(super) struct Asked<'a> {
+    pub(super) answer: Option<&'a [u8]>,
+    pub(super) answer_left_out: Option<&'a str>,
+    pub(super) input: Option<&'a [u8]>,
+    pub(super) input_left_out: Option<&'a str>,
+    /// Items of lists, written: below `/input`, and below `/answer`.
+    pub(super) masked: &'a [u8],
+    pub(super) masked_answer: &'a [u8],
+    pub(super) erased: &'a [u8],
 }
 
 #[derive(Debug)]
@@ -92,6 +112,8 @@ pub(super) struct RefusalPart<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Durations {
     pub(super) decision: Option<Duration>,
+    /// Of the policy's evaluation alone.
+    pub(super) policy: Option<Duration>,
     pub(super) head: Option<Duration>,
     pub(super) total: Duration,
 }
@@ -101,14 +123,21 @@ impl Line<'_> {
     pub(super) fn write(&self, out: &mut Vec<u8>, second: &mut Second) {
         let text = |out: &mut Vec<u8>, value: &str| text(out, value, self.plain);
         let maybe = |out: &mut Vec<u8>, value: Option<&str>| maybe(out, value, self.plain);
-        raw(out, b"{\"version\":1,\"time\":\"");
+        raw(out, b"{\"version\":2,\"time\":\"");
         second.write(out, self.time);
-        raw(out, b"\",\"request_id\":\"");
+        raw(out, b"\",\"received_at_ns\":");
+        match self.received_at_ns {
+            Some(nanoseconds) => number(out, nanoseconds),
+            None => raw(out, b"null"),
+        }
+        raw(out, b",\"request_id\":\"");
         raw(out, self.request_id);
         raw(out, b"\",\"decision_id\":");
         id(out, self.decision_id);
         raw(out, b",\"trace_id\":");
         id(out, self.trace_id);
+        raw(out, b",\"span_id\":");
+        id(out, self.span_id);
         raw(out, b",");
         raw(out, &self.origin);
         raw(out, b",\"method\":");
@@ -134,10 +163,10 @@ impl Line<'_> {
         match &self.policy {
             None => raw(out, b"null"),
             Some(policy) => {
-                raw(out, b"{\"name\":");
-                text(out, policy.name);
-                raw(out, b",\"revision\":");
-                text(out, policy.revision);
+                raw(out, b"{");
+                raw(out, policy.written);
+                raw(out, b",\"cached\":");
+                raw(out, if policy.cached { b"true" } else { b"false" });
                 raw(out, b"}");
             }
         }
@@ -179,6 +208,8 @@ impl Line<'_> {
         number(out, self.bytes_out);
         raw(out, b",\"duration_ms\":{\"decision\":");
         span(out, self.duration.decision);
+        raw(out, b",\"policy\":");
+        span(out, self.duration.policy);
         raw(out, b",\"head\":");
         span(out, self.duration.head);
         raw(out, b",\"total\":");
@@ -194,7 +225,43 @@ impl Line<'_> {
         if let Some(edits) = self.edits {
             write_edits(out, edits);
         }
+        self.asked.write(out);
         raw(out, b"}\n");
+    }
+}
+
+impl Asked<'_> {
+    /// The last members: `answer` and `input` are the very last, so that a reader who does not want
+    /// them cuts them off.
+    fn write(&self, out: &mut Vec<u8>) {
+        for (name, why) in [
+            (&b",\"answer_left_out\":"[..], self.answer_left_out),
+            (b",\"input_left_out\":", self.input_left_out),
+        ] {
+            if let Some(why) = why {
+                raw(out, name);
+                any_text(out, why);
+            }
+        }
+        for (name, items, more) in [
+            (&b",\"masked\":["[..], self.masked, self.masked_answer),
+            (b",\"erased\":[", self.erased, b""),
+        ] {
+            if items.is_empty() && more.is_empty() {
+                continue;
+            }
+            raw(out, name);
+            raw(out, items);
+            if !items.is_empty() && !more.is_empty() {
+                out.push(b',');
+            }
+            raw(out, more);
+            out.push(b']');
+        }
+        raw(out, b",\"answer\":");
+        raw(out, self.answer.unwrap_or(b"null"));
+        raw(out, b",\"input\":");
+        raw(out, self.input.unwrap_or(b"null"));
     }
 }
 
@@ -254,22 +321,6 @@ impl CallerPart<'_> {
     }
 }
 
-// Inlined, so that what is constant is written by moves instead of a call.
-#[inline(always)]
-fn raw(out: &mut Vec<u8>, bytes: &[u8]) {
-    out.extend_from_slice(bytes);
-}
-
-/// JSON that stands for itself; what is not ASCII in it stands in texts, and is escaped there.
-fn json(out: &mut Vec<u8>, json: &str) {
-    for c in json.chars() {
-        match c {
-            ' '..='~' => out.extend(u8::try_from(c)),
-            _ => escape(out, c),
-        }
-    }
-}
-
 /// What a policy changed of the request: names alone, for values may be secrets.
 fn write_edits(out: &mut Vec<u8>, edits: &Edits) {
     let mut list = |name: &[u8], names: &mut dyn Iterator<Item = &str>| {
@@ -307,83 +358,13 @@ fn id(out: &mut Vec<u8>, value: Option<&[u8]>) {
     }
 }
 
+/// A text, or `null`.
 #[inline]
 fn maybe(out: &mut Vec<u8>, value: Option<&str>, known_plain: bool) {
     match value {
         Some(value) => text(out, value, known_plain),
         None => raw(out, b"null"),
     }
-}
-
-/// A text, escaped where that is needed.
-fn text(out: &mut Vec<u8>, value: &str, known_plain: bool) {
-    out.reserve(value.len() + 2);
-    out.push(b'"');
-    if known_plain || plain(value.as_bytes()) {
-        raw(out, value.as_bytes());
-    } else {
-        escaped(out, value);
-    }
-    out.push(b'"');
-}
-
-/// Everything but printable ASCII is escaped: no control byte, no line separator (U+2028, U+0085), no
-/// right-to-left override reaches a terminal or a log shipper that splits lines its own way
-/// (CVE-2024-45808 is such an injection).
-#[cold]
-fn escaped(out: &mut Vec<u8>, value: &str) {
-    for c in value.chars() {
-        match c {
-            '"' => raw(out, b"\\\""),
-            '\\' => raw(out, b"\\\\"),
-            '\n' => raw(out, b"\\n"),
-            '\r' => raw(out, b"\\r"),
-            '\t' => raw(out, b"\\t"),
-            '\u{8}' => raw(out, b"\\b"),
-            '\u{c}' => raw(out, b"\\f"),
-            ' '..='~' => out.extend(u8::try_from(c)),
-            _ => escape(out, c),
-        }
-    }
-}
-
-fn escape(out: &mut Vec<u8>, c: char) {
-    for unit in c.encode_utf16(&mut [0; 2]) {
-        raw(out, b"\\u");
-        let [high, low] = unit.to_be_bytes();
-        for half in [high >> 4, high & 15, low >> 4, low & 15] {
-            out.push(if half < 10 {
-                b'0' + half
-            } else {
-                b'a' - 10 + half
-            });
-        }
-    }
-}
-
-/// Whether nothing in it needs an escape.
-pub(super) fn plain(bytes: &[u8]) -> bool {
-    const ODD: Odd = Odd {
-        below: 0x20,
-        from: Some(0x7f),
-        also: *b"\"\\",
-    };
-    !ODD.any(bytes)
-}
-
-fn number(out: &mut Vec<u8>, number: u64) {
-    raw(out, itoa::Buffer::new().format(number).as_bytes());
-}
-
-/// A number in exactly `N` digits.
-#[inline]
-fn padded<const N: usize>(mut number: u32) -> [u8; N] {
-    let mut digits = [b'0'; N];
-    for place in digits.iter_mut().rev() {
-        *place += u8::try_from(number % 10).unwrap_or_default();
-        number /= 10;
-    }
-    digits
 }
 
 /// Milliseconds with up to three decimals, at least one.
@@ -398,31 +379,6 @@ fn span(out: &mut Vec<u8>, span: Option<Duration>) {
         (b'0', b'0') => raw(out, &[b'.', a]),
         (_, b'0') => raw(out, &[b'.', a, b]),
         _ => raw(out, &[b'.', a, b, c]),
-    }
-}
-
-fn address(out: &mut Vec<u8>, address: IpAddr) {
-    match address {
-        IpAddr::V4(address) => {
-            let [a, b, c, d] = address.octets();
-            number(out, a.into());
-            for part in [b, c, d] {
-                out.push(b'.');
-                number(out, part.into());
-            }
-        }
-        IpAddr::V6(address) => raw(out, address.to_string().as_bytes()),
-    }
-}
-
-fn peer(out: &mut Vec<u8>, peer: SocketAddr) {
-    match peer {
-        SocketAddr::V4(peer) => {
-            address(out, IpAddr::V4(*peer.ip()));
-            out.push(b':');
-            number(out, peer.port().into());
-        }
-        SocketAddr::V6(peer) => raw(out, peer.to_string().as_bytes()),
     }
 }
 
@@ -441,29 +397,15 @@ impl Second {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
         if self.unix != Some(since.as_secs()) {
-            let whole = SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs());
-            self.text = second(OffsetDateTime::from(whole));
+            let (text, point) = self.text.split_at_mut(19);
+            text.copy_from_slice(&civil(since.as_secs()));
+            point.fill(b'.');
             self.unix = Some(since.as_secs());
         }
         raw(out, &self.text);
         raw(out, &padded::<3>(since.subsec_millis()));
         out.push(b'Z');
     }
-}
-
-fn second(at: OffsetDateTime) -> [u8; 20] {
-    let [a, b, c, d] = padded(u32::try_from(at.year()).unwrap_or_default());
-    let [[e, f], [g, h], [i, j], [k, l], [m, n]] = [
-        at.month().into(),
-        at.day(),
-        at.hour(),
-        at.minute(),
-        at.second(),
-    ]
-    .map(|part: u8| padded(part.into()));
-    [
-        a, b, c, d, b'-', e, f, b'-', g, h, b'T', i, j, b':', k, l, b':', m, n, b'.',
-    ]
 }
 
 /// A text of at most `most` bytes, with a mark that says how much was cut.
@@ -474,29 +416,6 @@ pub(super) fn clip(text: &str, most: usize) -> Cow<'_, str> {
     let keep = text.floor_char_boundary(most);
     let kept = text.get(..keep).unwrap_or_default();
     Cow::Owned(format!("{kept}[+{} bytes]", text.len() - keep))
-}
-
-/// Appends a query whose values cannot be read any more: `token=abc&x` becomes `token=*&*`. A part
-/// without `=` is masked whole, for it may be a value as well as a name.
-pub(super) fn mask(query: &str, masked: &mut String) {
-    let mut rest = query;
-    loop {
-        let end = memchr::memchr(b'&', rest.as_bytes());
-        let part = end.map_or(rest, |end| rest.get(..end).unwrap_or_default());
-        if let Some(name) = memchr::memchr(b'=', part.as_bytes()) {
-            masked.push_str(part.get(..=name).unwrap_or_default());
-        }
-        if !part.is_empty() {
-            masked.push('*');
-        }
-        match end {
-            Some(end) => {
-                masked.push('&');
-                rest = rest.get(end + 1..).unwrap_or_default();
-            }
-            None => return,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -513,6 +432,9 @@ mod tests {
             request_id: b"r",
             decision_id: None,
             trace_id: None,
+            span_id: None,
+            received_at_ns: None,
+            asked: Asked::default(),
             origin: Cow::Borrowed(b"\"listener\":\"l\""),
             method: "GET".into(),
             host: None,
@@ -596,20 +518,6 @@ mod tests {
     }
 
     #[test]
-    fn every_text_is_read_back_as_it_was_wherever_the_odd_byte_stands() {
-        for c in (0..0x180).chain([0x2028, 0x202e, 0xfeff, 0xffff, 0x1f600, 0x0010_ffff]) {
-            let c = char::from_u32(c).unwrap();
-            for before in 0..18 {
-                let value = format!("{}{c}{}", "x".repeat(before), "y".repeat(17 - before));
-                let text = by(|out| text(out, &value, false));
-                assert!(text.bytes().all(|b| (0x20..0x7f).contains(&b)), "{text:?}");
-                let read: String = serde_json::from_str(&text).unwrap();
-                assert_eq!(read, value);
-            }
-        }
-    }
-
-    #[test]
     fn every_part_is_written_where_it_belongs() {
         let name = |text: &'static str| Some(Cow::Borrowed(text));
         let origin = OriginPart {
@@ -633,6 +541,8 @@ mod tests {
             time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_795_224_725_042),
             decision_id: Some(b"d"),
             trace_id: Some(b"t"),
+            span_id: Some(b"s"),
+            received_at_ns: Some(u64::MAX),
             origin: origin.written().into(),
             host: name("h"),
             query: name("q"),
@@ -640,8 +550,8 @@ mod tests {
             route: Some("ro"),
             caller: Some(caller.written().into()),
             policy: Some(PolicyPart {
-                name: "p",
-                revision: "v",
+                written: br#""name":"p","revision":"v""#,
+                cached: true,
             }),
             decision: Some("deny"),
             reason: name("why"),
@@ -657,30 +567,43 @@ mod tests {
             bytes_out: 10,
             duration: Durations {
                 decision: Some(Duration::from_micros(1_234)),
+                policy: Some(Duration::from_micros(56)),
                 head: Some(Duration::from_millis(2)),
                 total: Duration::from_secs(1_000_000),
             },
             detail: name("broke"),
+            asked: Asked {
+                answer: Some(b"true"),
+                answer_left_out: Some("a"),
+                input: Some(b"{\"version\":1}"),
+                input_left_out: Some("i"),
+                masked: b"\"/input/a\",\"/input/b\"",
+                masked_answer: b"\"/answer/d\"",
+                erased: b"\"/input/c\"",
+            },
             ..line()
         };
         let read: Value = serde_json::from_str(&written(&line)).unwrap();
         assert_eq!(
             read,
             json!({
-                "version": 1, "time": "2026-11-21T01:32:05.042Z", "request_id": "r",
-                "decision_id": "d", "trace_id": "t", "listener": "l", "client": "2001:db8::1",
+                "version": 2, "time": "2026-11-21T01:32:05.042Z", "received_at_ns": u64::MAX,
+                "request_id": "r", "decision_id": "d", "trace_id": "t", "span_id": "s", "listener": "l", "client": "2001:db8::1",
                 "peer": "[2001:db8::2]:65535",
                 "tls": { "version": "TLSv1.3", "server_name": "sni", "certificate_sha256": "ab" },
                 "method": "GET", "host": "h", "path": "/", "query": "q", "protocol": "HTTP/1.1",
                 "user_agent": "u", "route": "ro",
                 "caller": { "method": "jwt", "issuer": "i", "subject": "s", "client": "c",
                     "token_id": "j" },
-                "policy": { "name": "p", "revision": "v" }, "decision": "deny", "reason": "why",
+                "policy": { "name": "p", "revision": "v", "cached": true }, "decision": "deny", "reason": "why",
                 "refusal": { "code": "denied", "detail": "de" }, "status": 403, "upstream": "up",
                 "endpoint": "en:1", "attempts": 4_294_967_295_u32, "bytes_in": u64::MAX,
                 "bytes_out": 10,
-                "duration_ms": { "decision": 1.234, "head": 2.0, "total": 4_294_967.295 },
+                "duration_ms": { "decision": 1.234, "policy": 0.056, "head": 2.0, "total": 4_294_967.295 },
                 "outcome": "complete", "detail": "broke",
+                "answer_left_out": "a", "input_left_out": "i",
+                "masked": ["/input/a", "/input/b", "/answer/d"], "erased": ["/input/c"],
+                "answer": true, "input": { "version": 1 },
             })
         );
     }
@@ -690,18 +613,6 @@ mod tests {
         assert_eq!(clip("short", 5), "short");
         assert_eq!(clip("longer", 5), "longe[+1 bytes]");
         assert_eq!(clip("aé", 2), "a[+2 bytes]");
-    }
-
-    #[test]
-    fn values_of_a_query_are_masked() {
-        let masked = |query| {
-            let mut text = String::new();
-            mask(query, &mut text);
-            text
-        };
-        assert_eq!(masked("token=abc&x&&a=b=c&=s"), "token=*&*&&a=*&=*");
-        assert_eq!(masked("é=ü&ö&"), "é=*&*&");
-        assert_eq!(masked(""), "");
     }
 
     #[test]
@@ -724,13 +635,6 @@ mod tests {
         for micros in (0..3_000).chain([10_500, 1_234_567, 4_294_967_295]) {
             let millis = f64::from(u32::try_from(micros).unwrap()) / 1000.0;
             assert_eq!(shown(micros), serde_json::to_string(&millis).unwrap());
-        }
-        for value in [0, 9, 10, 99, 100, 65_535, u64::MAX] {
-            assert_eq!(by(|out| number(out, value)), value.to_string());
-        }
-        for text in ["0.0.0.0", "255.10.9.100"] {
-            let shown = by(|out| address(out, text.parse().unwrap()));
-            assert_eq!(shown, text);
         }
     }
 }

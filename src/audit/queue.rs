@@ -6,18 +6,24 @@
 //!
 //! A seat is a record's place in memory, from the opening of the request to the sink's word that the
 //! line was taken. There are as many seats as the queue has room, so a record with a seat always
-//! finds room, and memory is bounded however slow the sink is. Lanes take seats in blocks; when there
-//! are none left, those that another lane has in stock are taken, so the bound is exact both ways.
+//! finds room, and memory is bounded however slow the sink is: when many bytes wait, lines are short.
+//! Lanes take seats in blocks; when there are none left, those that another lane has in stock are
+//! taken, so the bound is exact both ways.
 
 use std::collections::VecDeque;
 use std::io;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
 use super::line::Second;
-use super::sink::AuditSink;
+use super::sink::{AuditSink, LeftOut};
+use super::stage::Stages;
 use crate::metrics::Metrics;
 
 /// How long a line waits for company, at most, before it is offered to the sink: what a crash of the
@@ -30,11 +36,26 @@ const QUIET_TICKS: u32 = 50;
 /// How often the sink looks after itself, and how long the writer waits after a failure.
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 
+/// How long is gathered what did not come before the sink is told: while records are sampled that is
+/// some at each tick, and a line of the ledger each time.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// The stack of the writer's thread, in bytes.
+const STACK: usize = 8 << 20;
+
 /// The room of a page, in bytes.
 const PAGE: usize = 64 * 1024;
 
 /// A page with less room than this is full. Lines are longer only when texts of clients are.
 const LEAST_ROOM: usize = 4 * 1024;
+
+/// How many bytes of lines wait in good order, for each seat, and at least. Beyond that, records go
+/// without what the policy was asked, which is most of them, until the sink has caught up.
+const SEAT_BYTES: usize = 4 * 1024;
+const LEAST_BYTES: usize = 16 << 20;
+
+/// The same for one lane between two looks of the writer: this part of it.
+const LANE_PART: usize = 8;
 
 /// How many empty pages are kept for later.
 const SPARE_PAGES: usize = 16;
@@ -64,10 +85,18 @@ struct State {
     held: AtomicUsize,
     /// The writer sleeps until it is woken.
     resting: AtomicBool,
+    /// More bytes wait than should.
+    crowded: AtomicBool,
     /// The sink refused at the last try.
     failing: AtomicBool,
     /// Nobody can send any more.
     closed: AtomicBool,
+    /// The writer knows of records that did not come, and the sink does not yet.
+    untold: AtomicBool,
+    /// How many wait until the sink knows everything.
+    draining: AtomicUsize,
+    /// Told when seats are free again.
+    freed: Notify,
     written: Condvar,
     lock: Mutex<()>,
     metrics: Arc<Metrics>,
@@ -101,6 +130,8 @@ struct Sheets {
     lines: usize,
     full: Vec<Page>,
     second: Second,
+    /// Records that did not come.
+    left: LeftOut,
     dead: bool,
 }
 
@@ -132,6 +163,7 @@ impl Queue {
     /// The system's, when there can be no further thread.
     pub(super) fn begin(
         sink: Box<dyn AuditSink>,
+        stages: Stages,
         capacity: usize,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
@@ -145,8 +177,12 @@ impl Queue {
             }),
             held: AtomicUsize::new(0),
             resting: AtomicBool::new(false),
+            crowded: AtomicBool::new(false),
             failing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            untold: AtomicBool::new(false),
+            draining: AtomicUsize::new(0),
+            freed: Notify::new(),
             written: Condvar::new(),
             lock: Mutex::new(()),
             metrics,
@@ -154,13 +190,18 @@ impl Queue {
         let writer = Writer {
             state: Arc::clone(&state),
             sink,
+            stages,
             pages: VecDeque::new(),
             spare: Vec::new(),
+            left: LeftOut::default(),
+            gathering: None,
             refreshed: None,
             complained: None,
         };
         let thread = thread::Builder::new()
             .name("audit".to_owned())
+            // A stage may ask a policy again.
+            .stack_size(STACK)
             .spawn(move || writer.run())?;
         // Nobody else sets it.
         let _ = state.writer.set(thread.thread().clone());
@@ -216,13 +257,17 @@ impl Queue {
 
     /// Waits until the sink has taken every queued line.
     pub(super) fn drain(&self, patience: Duration) -> bool {
+        self.state.draining.fetch_add(1, Ordering::Release);
         self.state.wake();
         let guard = locked(&self.state.lock);
         let (_guard, waited) = self
             .state
             .written
-            .wait_timeout_while(guard, patience, |()| self.waiting() > 0)
+            .wait_timeout_while(guard, patience, |()| {
+                self.waiting() > 0 || self.state.untold()
+            })
             .unwrap_or_else(PoisonError::into_inner);
+        self.state.draining.fetch_sub(1, Ordering::Release);
         !waited.timed_out()
     }
 }
@@ -240,6 +285,48 @@ impl Lane {
         let stock = &self.shared.stock;
         let taken = stock.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |s| s.checked_sub(1));
         taken.is_ok() || self.restock()
+    }
+
+    /// Waits until there is a seat, for at most so long. Dropping the future gives nothing up.
+    pub(super) async fn wait(&self, patience: Duration) -> bool {
+        let seat = async {
+            loop {
+                let mut freed = pin!(self.state.freed.notified());
+                // From here on nothing is missed.
+                freed.as_mut().enable();
+                if self.sit() {
+                    return true;
+                }
+                if locked(&self.state.lanes).dead {
+                    return false;
+                }
+                freed.await;
+            }
+        };
+        timeout(patience, seat).await.unwrap_or(false)
+    }
+
+    /// Whether so many bytes wait that lines should be short.
+    pub(super) fn is_crowded(&self) -> bool {
+        let state = &*self.state;
+        let most = state.most_bytes() / LANE_PART / PAGE;
+        state.crowded.load(Ordering::Relaxed) || locked(&self.shared.sheets).full.len() >= most
+    }
+
+    /// Gives a seat back: there will be no line.
+    pub(super) fn stand_up(&self) {
+        self.shared.stock.fetch_add(1, Ordering::Relaxed);
+        self.state.freed.notify_waiters();
+    }
+
+    /// Counts a record that does not come.
+    pub(super) fn left_out(&self, count: impl FnOnce(&mut LeftOut)) {
+        let mut sheets = locked(&self.shared.sheets);
+        if !sheets.dead {
+            count(&mut sheets.left);
+        }
+        drop(sheets);
+        self.found();
     }
 
     /// Takes a block of seats, one of them for the caller.
@@ -297,6 +384,11 @@ impl Lane {
             sheets.full.extend(page);
         }
         drop(sheets);
+        self.found();
+    }
+
+    /// There is something for the writer.
+    fn found(&self) {
         // The lock orders this: either the writer finds the line before it rests, or we see that
         // it rests.
         let resting = &self.state.resting;
@@ -339,6 +431,18 @@ impl State {
         }
     }
 
+    /// Whether records did not come of which the sink knows nothing yet.
+    fn untold(&self) -> bool {
+        let lanes = locked(&self.lanes);
+        let untold = |lane: &Arc<Shared>| !locked(&lane.sheets).left.is_empty();
+        lanes.list.iter().any(untold) || self.untold.load(Ordering::Acquire)
+    }
+
+    /// How many bytes wait in good order.
+    fn most_bytes(&self) -> usize {
+        (self.capacity * SEAT_BYTES).max(LEAST_BYTES)
+    }
+
     fn unpark(&self) {
         if let Some(writer) = self.writer.get() {
             writer.unpark();
@@ -358,6 +462,7 @@ impl State {
         locked(&self.lanes).free += lines;
         let before = self.held.fetch_sub(lines, Ordering::Release);
         self.metrics.audit_queued(before.saturating_sub(lines));
+        self.freed.notify_waiters();
         self.tell();
     }
 
@@ -370,10 +475,15 @@ impl State {
 struct Writer {
     state: Arc<State>,
     sink: Box<dyn AuditSink>,
+    stages: Stages,
     /// What the sink has not taken, oldest first.
     pages: VecDeque<Page>,
     /// Empty pages.
     spare: Vec<Vec<u8>>,
+    /// What the sink was not told of yet.
+    left: LeftOut,
+    /// Since when.
+    gathering: Option<Instant>,
     refreshed: Option<Instant>,
     complained: Option<Instant>,
 }
@@ -385,7 +495,9 @@ impl Writer {
         loop {
             let open = !self.state.closed.load(Ordering::Acquire);
             let found = self.collect();
-            match self.turn() {
+            let turned = self.turn();
+            self.weigh();
+            match turned {
                 Ok(()) if !open => return,
                 Ok(()) => {
                     self.recovered();
@@ -433,7 +545,7 @@ impl Writer {
     fn collect(&mut self) -> bool {
         let mut lanes = locked(&self.state.lanes);
         let before = self.pages.len();
-        let mut returned = 0;
+        let (mut returned, mut left_out) = (0, LeftOut::default());
         lanes.list.retain(|lane| {
             // Read first: nothing comes after it.
             let left = lane.left.load(Ordering::Acquire);
@@ -445,6 +557,10 @@ impl Writer {
                 let empty = self.spare.pop().unwrap_or_default();
                 self.pages.extend(sheets.turn(empty));
             }
+            if !sheets.left.is_empty() {
+                self.state.untold.store(true, Ordering::Release);
+                left_out.add(std::mem::take(&mut sheets.left));
+            }
             drop(sheets);
             if left {
                 returned += lane.stock.swap(0, Ordering::Relaxed);
@@ -452,7 +568,46 @@ impl Writer {
             !left
         });
         lanes.free += returned;
-        self.pages.len() > before
+        drop(lanes);
+        let sampled = left_out.sampled.values().sum();
+        self.state.metrics.audit_sampled_out(sampled);
+        let told = left_out.is_empty();
+        self.left.add(left_out);
+        let found = self.pages.len() > before;
+        if found && self.stages.any() {
+            self.pass(before);
+        }
+        found || !told
+    }
+
+    /// Hands the pages from this one on to the stages. Lines that go no further leave their seats.
+    fn pass(&mut self, from: usize) {
+        let mut spare = self.spare.pop().unwrap_or_default();
+        let (mut gone, mut lost) = (0, 0);
+        for page in self.pages.iter_mut().skip(from) {
+            let through = self.stages.pass(&mut page.text, &mut spare);
+            page.lines = through.kept;
+            gone += through.dropped + through.lost;
+            lost += through.lost;
+        }
+        self.keep(Some(spare));
+        if lost > 0 {
+            self.state.metrics.audit_dropped(count(lost));
+            self.left.lost += count(lost);
+            self.state.untold.store(true, Ordering::Release);
+        }
+        if gone > 0 {
+            self.state.gone(gone);
+        }
+    }
+
+    /// Says whether too much waits.
+    fn weigh(&self) {
+        let bytes: usize = self.pages.iter().map(|page| page.text.len()).sum();
+        let crowded = bytes > self.state.most_bytes();
+        if self.state.crowded.load(Ordering::Relaxed) != crowded {
+            self.state.crowded.store(crowded, Ordering::Relaxed);
+        }
     }
 
     fn lines(&self) -> usize {
@@ -461,7 +616,8 @@ impl Writer {
 
     /// Lets the sink look after itself, and hands it what there is.
     fn turn(&mut self) -> io::Result<()> {
-        if self.pages.is_empty() {
+        let told = self.tells();
+        if self.pages.is_empty() && !told {
             // A file that was rotated is let go of even when there is nothing to write; but none is
             // opened before there is.
             return match self.refreshed {
@@ -470,6 +626,13 @@ impl Writer {
             };
         }
         self.refresh()?;
+        if told {
+            self.sink.left_out(&self.left)?;
+            self.left = LeftOut::default();
+            self.gathering = None;
+            self.state.untold.store(false, Ordering::Release);
+            self.state.tell();
+        }
         while let Some(page) = self.pages.front_mut() {
             let rest = page.text.get(page.taken..).unwrap_or_default();
             if rest.is_empty() {
@@ -488,6 +651,17 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Whether the sink is told now of what did not come.
+    fn tells(&mut self) -> bool {
+        if self.left.is_empty() {
+            return false;
+        }
+        let since = *self.gathering.get_or_insert_with(Instant::now);
+        since.elapsed() >= GATHER
+            || self.state.draining.load(Ordering::Acquire) > 0
+            || self.state.closed.load(Ordering::Acquire)
     }
 
     fn keep(&mut self, page: Option<Vec<u8>>) {
@@ -583,12 +757,15 @@ impl Drop for Writer {
             sheets.dead = true;
             lost += sheets.waiting();
             (sheets.text, sheets.full) = (Vec::new(), Vec::new());
+            sheets.left = LeftOut::default();
             (sheets.lines, sheets.whole) = (0, 0);
             lane.stock.store(0, Ordering::Relaxed);
         }
         drop(lanes);
         self.state.failing.store(true, Ordering::Relaxed);
         self.state.held.store(0, Ordering::Release);
+        self.state.untold.store(false, Ordering::Release);
+        self.state.freed.notify_waiters();
         self.state.metrics.audit_dropped(count(lost));
         self.state.metrics.audit_queued(0);
         self.state.tell();

@@ -14,18 +14,21 @@ use http_body::Body as HttpBody;
 
 use super::follow::Counted;
 use super::line::{
-    CallerPart, Durations, Line, OriginPart, PolicyPart, RefusalPart, TlsPart, clip, mask, plain,
+    Asked, CallerPart, Durations, Line, OriginPart, PolicyPart, RefusalPart, TlsPart, clip,
 };
 use super::queue::Lane;
-use super::{Audit, QueryMode, WhenFull};
+use super::{Audit, QueryMode, RecordConfig, WhenFull};
+use crate::ascii::plain;
 use crate::authn::{self, Caller};
-use crate::authz::{DecidedBy, Denial, Edits, Permit};
+use crate::authz::told::{Script, Untold, mask_query};
+use crate::authz::{DecidedBy, Denial, Edits, Gave, Permit, Policy, RouteFacts, Ruling};
 use crate::body::{Body, BodyError};
 use crate::lease::{Lapse, Lease};
 use crate::metrics::{Metrics, RouteCounts, RouteMetrics};
 use crate::refusal::Refusal;
 use crate::request::{ConnInfo, InboundRequest, RequestId};
-use crate::telemetry::{Finished, TraceContext, TraceId, Tracing};
+use crate::schema::Share;
+use crate::telemetry::{Finished, SpanId, TraceContext, TraceId, Tracing};
 use crate::upstream::Trail;
 
 /// Longest texts in a record, in bytes.
@@ -44,9 +47,20 @@ const ANONYMOUS: &[u8] =
 /// The route of requests that found none, in metrics.
 const NO_ROUTE: &str = "-";
 
-/// How many buffers for texts a thread keeps, and how large each may be.
+/// How many buffers for texts a thread keeps, and how large each may be; and for what was told.
 const KEPT_BUFFERS: usize = 64;
 const LARGEST_BUFFER: usize = 4096;
+const LARGEST_TOLD: usize = 20 * 1024;
+
+/// Why there is no answer, though there was one: see `authz::MAX_GIVEN`.
+const LARGER_ANSWER: &str = "larger than 16384 bytes";
+
+/// Why there is no input, where it was asked for none.
+const NOT_KEPT: &str = "audit.input is none";
+
+/// Why there is no input, nor an answer of more bytes than this, where too much waits for the sink.
+const NO_ROOM: &str = "no room: too much waits for the sink";
+const SMALL_ANSWER: usize = 512;
 
 /// The record of one request. It writes itself when it is dropped, whatever happened.
 pub struct Record(Box<Facts>);
@@ -61,6 +75,21 @@ struct Desk {
     tracing: Arc<Tracing>,
     metrics: Arc<Metrics>,
     buffers: RefCell<Vec<String>>,
+    told: RefCell<Vec<Told>>,
+}
+
+/// What a decision was made of, as JSON; kept for its memory.
+#[derive(Debug, Default)]
+struct Told {
+    /// The members of `policy`.
+    policy: Vec<u8>,
+    script: Script,
+}
+
+impl Told {
+    fn has_input(&self) -> bool {
+        !self.script.input.is_empty()
+    }
 }
 
 thread_local! {
@@ -77,6 +106,7 @@ impl Desk {
                 tracing: Arc::clone(tracing),
                 metrics: Arc::clone(metrics),
                 buffers: RefCell::default(),
+                told: RefCell::default(),
             })
         };
         let kept = DESK.try_with(|kept| {
@@ -108,6 +138,21 @@ impl Desk {
             buffers.push(buffer);
         }
     }
+
+    fn told(&self) -> Told {
+        let kept = self.told.borrow_mut().pop();
+        kept.unwrap_or_default()
+    }
+
+    fn take_back(&self, mut told: Told) {
+        let mut kept = self.told.borrow_mut();
+        let size = told.policy.capacity() + told.script.capacity();
+        if kept.len() < KEPT_BUFFERS && size <= LARGEST_TOLD {
+            told.policy.clear();
+            told.script.clear();
+            kept.push(told);
+        }
+    }
 }
 
 /// A text in the record's buffer.
@@ -120,6 +165,8 @@ struct Span {
 pub(super) struct Facts {
     desk: Rc<Desk>,
     seat: bool,
+    /// What the route says of its records.
+    terms: RecordConfig,
     id: RequestId,
     conn: Arc<ConnInfo>,
     received_at: SystemTime,
@@ -134,7 +181,7 @@ pub(super) struct Facts {
     /// As it may be written.
     query: Option<Span>,
     user_agent: Option<Span>,
-    trace_id: Option<TraceId>,
+    trace_id: Option<(TraceId, SpanId)>,
     /// Only when a span is made of this request.
     trace: Option<Box<TraceContext>>,
     client: Option<IpAddr>,
@@ -144,8 +191,11 @@ pub(super) struct Facts {
     route: Option<(Span, RouteMetrics)>,
     caller: Option<Caller>,
     decision_id: Option<RequestId>,
-    /// The policy's name and revision.
-    decided_by: Option<(Span, Span)>,
+    /// The policy's name.
+    decided_by: Option<Span>,
+    ruling: Ruling,
+    told: Option<Told>,
+    untold: Option<Cow<'static, str>>,
     decision: Option<&'static str>,
     decided: Option<Duration>,
     reason: Option<Span>,
@@ -219,6 +269,7 @@ impl Record {
         Self(Box::new(Facts {
             seat: desk.lane.as_ref().is_some_and(Lane::sit),
             desk,
+            terms: RecordConfig::default(),
             id: *id,
             conn: Arc::clone(conn),
             received_at,
@@ -238,6 +289,9 @@ impl Record {
             caller: None,
             decision_id: None,
             decided_by: None,
+            ruling: Ruling::default(),
+            told: None,
+            untold: None,
             decision: None,
             decided: None,
             reason: None,
@@ -259,16 +313,34 @@ impl Record {
         }))
     }
 
-    /// Whether this record can be kept, or need not be. When it is `false` (only with
-    /// `when_full: refuse`), the request must be turned away before anything happens.
+    /// Whether there is room for it, so that nothing need be asked.
     pub fn has_room(&self) -> bool {
-        self.0.seat || self.0.desk.audit.config.when_full == WhenFull::Drop
+        self.0.seat || self.0.desk.lane.is_none()
+    }
+
+    /// Whether the request may go on, given what its route says to be done when there is no room; waits
+    /// for it if that is what it says. When it is `false`, the request must be turned away before
+    /// anything happens.
+    pub async fn room(&mut self, route: Option<RecordConfig>) -> bool {
+        if let Some(terms) = route {
+            self.0.terms = terms;
+        }
+        let facts = &mut *self.0;
+        let desk = Rc::clone(&facts.desk);
+        let Some(lane) = &desk.lane else {
+            return facts.when_full().loses();
+        };
+        facts.seat |= lane.sit();
+        if !facts.seat && facts.when_full() == WhenFull::Block {
+            facts.seat = lane.wait(desk.audit.config.patience.get()).await;
+        }
+        facts.seat || facts.when_full().loses()
     }
 
     /// The trace this request belongs to.
     pub fn trace(&mut self, trace: &TraceContext) {
         let facts = &mut *self.0;
-        facts.trace_id = Some(trace.trace_id);
+        facts.trace_id = Some((trace.trace_id, trace.span_id));
         if facts.desk.tracing.records(trace) {
             facts.trace = Some(Box::new(trace.clone()));
         }
@@ -297,9 +369,10 @@ impl Record {
         Body::stream(Counted::new(body, bytes))
     }
 
-    /// The route that was found.
-    pub fn route(&mut self, name: &str, counts: &RouteCounts) {
+    /// The route that was found, and how it wants its requests recorded.
+    pub fn route(&mut self, name: &str, counts: &RouteCounts, terms: RecordConfig) {
         let name = keep(&mut self.0.texts, name);
+        self.0.terms = terms;
         self.0.route = Some((name, counts.get()));
     }
 
@@ -315,7 +388,7 @@ impl Record {
 
     /// The decision was yes.
     pub fn permitted(&mut self, permit: &Permit) {
-        self.decided("allow", &permit.decided_by);
+        self.decided("allow", &permit.decided_by, &permit.ruling);
         let reason = permit.advice.reason.as_deref();
         self.0.reason = reason.map(|reason| keep(&mut self.0.texts, reason));
         self.0.metadata.clone_from(&permit.advice.metadata);
@@ -324,7 +397,7 @@ impl Record {
 
     /// The decision was no.
     pub fn denied(&mut self, denial: &Denial) {
-        self.decided("deny", &denial.decided_by);
+        self.decided("deny", &denial.decided_by, &denial.ruling);
         let facts = &mut *self.0;
         facts.reason = Some(keep(&mut facts.texts, denial.reason.code()));
         let detail = denial.detail.as_deref();
@@ -332,14 +405,47 @@ impl Record {
         facts.metadata.clone_from(&denial.metadata);
     }
 
-    fn decided(&mut self, decision: &'static str, by: &DecidedBy) {
+    fn decided(&mut self, decision: &'static str, by: &DecidedBy, ruling: &Ruling) {
         self.decision_id();
         let facts = &mut *self.0;
         facts.decision = Some(decision);
-        let policy = keep(&mut facts.texts, &by.policy);
-        let revision = keep(&mut facts.texts, &by.revision);
-        facts.decided_by = Some((policy, revision));
         facts.decided = Some(facts.began.elapsed());
+        facts.decided_by = Some(keep(&mut facts.texts, &by.policy));
+        facts.ruling = ruling.clone();
+        // Copied, as all texts are.
+        let told = facts.told.get_or_insert_with(|| facts.desk.told());
+        told.policy.clear();
+        told.policy.extend_from_slice(by.record().as_bytes());
+    }
+
+    /// What the policy that decided was asked. Written at once: what it is written from goes its way.
+    /// `body_sent` is whether the request has a body of which nothing was read.
+    pub fn asked(
+        &mut self,
+        policy: &Policy,
+        request: &InboundRequest,
+        route: &RouteFacts<'_>,
+        body_sent: bool,
+    ) {
+        let facts = &mut *self.0;
+        if facts.desk.lane.is_none() {
+            return;
+        }
+        let Some(how) = &facts.desk.audit.telling else {
+            if policy.is_asked() {
+                facts.untold = Some(Cow::Borrowed(NOT_KEPT));
+            }
+            return;
+        };
+        let identity = facts.caller.as_ref().and_then(Caller::identity);
+        let told = facts.told.get_or_insert_with(|| facts.desk.told());
+        let script = &mut told.script;
+        match policy.tell(request, route, identity, body_sent, how, script) {
+            Ok(()) | Err(Untold::NotAsked) => {}
+            Err(why @ (Untold::Larger(_) | Untold::Unreadable(_))) => {
+                facts.untold = Some(Cow::Owned(why.to_string()));
+            }
+        }
     }
 
     /// The upstream it goes to.
@@ -489,7 +595,7 @@ fn kept_query(mode: QueryMode, query: &str, texts: &mut String) -> Option<Span> 
         QueryMode::Full => Some(keep(texts, query)),
         QueryMode::Keys => {
             let from = texts.len();
-            mask(query, texts);
+            mask_query(query, texts);
             let to = texts.len();
             Some(Span { from, to })
         }
@@ -528,17 +634,55 @@ impl Drop for Facts {
         }
         if let Some(lane) = &desk.lane {
             // A record without a seat may find one now; otherwise it is lost, and counted.
-            if self.seat || (desk.audit.config.when_full == WhenFull::Drop && lane.sit()) {
-                lane.send(|out, second| self.line(total).write(out, second));
+            if self.is_left_out() {
+                let route = self.route().unwrap_or(NO_ROUTE);
+                lane.left_out(|left| left.sample(route));
+                if self.seat {
+                    lane.stand_up();
+                }
+            } else if self.seat || (self.when_full().loses() && lane.sit()) {
+                let crowded = lane.is_crowded();
+                if crowded && self.told.as_ref().is_some_and(Told::has_input) {
+                    desk.metrics.audit_input_left_out();
+                }
+                lane.send(|out, second| self.line(total, crowded).write(out, second));
             } else {
                 desk.metrics.audit_dropped(1);
+                lane.left_out(|left| left.lost += 1);
             }
         }
         desk.give_back(std::mem::take(&mut self.texts));
+        if let Some(told) = self.told.take() {
+            desk.take_back(told);
+        }
     }
 }
 
 impl Facts {
+    fn when_full(&self) -> WhenFull {
+        let route = self.terms.when_full;
+        route.unwrap_or(self.desk.audit.config.when_full)
+    }
+
+    /// Whether it is not among the share of records that the route keeps. What went wrong is kept.
+    fn is_left_out(&self) -> bool {
+        let sample = &self.terms.sample;
+        let fine = self.outcome == Outcome::Complete && self.status.is_some_and(|it| it < 500);
+        let share = match (self.decision, &self.refusal) {
+            _ if !fine => return false,
+            (_, Some(_)) => sample.deny,
+            (Some(_), None) => sample.allow,
+            (None, None) => return false,
+        };
+        if share == Share::ALL {
+            return false;
+        }
+        // The id's lower half: evenly spread, and the same for whoever looks at this request.
+        let digits = self.id.as_str().get(16..).unwrap_or_default();
+        let number = u64::from_str_radix(digits, 16).unwrap_or_default();
+        !share.takes(number)
+    }
+
     /// The answer's body is at its end.
     pub(super) fn ended(&mut self) {
         if self.outcome == Outcome::Open {
@@ -598,12 +742,18 @@ impl Facts {
         self.route.map(|(name, _)| self.text(name))
     }
 
-    fn line(&self, total: Duration) -> Line<'_> {
+    fn line(&self, total: Duration, crowded: bool) -> Line<'_> {
         Line {
             time: self.received_at,
+            received_at_ns: self
+                .received_at
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .ok()
+                .and_then(|since| u64::try_from(since.as_nanos()).ok()),
             request_id: self.id.as_bytes(),
             decision_id: self.decision_id.as_ref().map(|id| &id.as_bytes()[..]),
-            trace_id: self.trace_id.as_ref().map(|id| &id.as_bytes()[..]),
+            trace_id: self.trace_id.as_ref().map(|(id, _)| &id.as_bytes()[..]),
+            span_id: self.trace_id.as_ref().map(|(_, id)| &id.as_bytes()[..]),
             origin: self.origin(),
             method: clip(self.method.as_str(), METHOD),
             host: self.clipped(self.host, HOST),
@@ -613,9 +763,9 @@ impl Facts {
             user_agent: self.clipped(self.user_agent, NAME),
             route: self.route(),
             caller: self.caller.as_ref().map(written_caller),
-            policy: self.decided_by.map(|(policy, revision)| PolicyPart {
-                name: self.text(policy),
-                revision: self.text(revision),
+            policy: self.told.as_ref().map(|told| PolicyPart {
+                written: &told.policy,
+                cached: self.ruling.cached,
             }),
             decision: self.decision,
             reason: self.clipped(self.reason, NAME),
@@ -631,6 +781,7 @@ impl Facts {
             bytes_out: self.bytes_out,
             duration: Durations {
                 decision: self.decided,
+                policy: self.ruling.took,
                 head: self.head,
                 total,
             },
@@ -641,12 +792,44 @@ impl Facts {
             },
             metadata: self.metadata.as_deref(),
             edits: self.edits.as_deref(),
+            asked: self.told(crowded),
             // All at once, for there are ten of them. What stands beside them is a token of HTTP or a
             // word of ours.
             plain: plain(self.texts.as_bytes())
                 && self
                     .lapse()
                     .is_none_or(|lapse| plain(lapse.code().as_bytes())),
+        }
+    }
+
+    fn told(&self, crowded: bool) -> Asked<'_> {
+        let known = self.told.as_ref().filter(|told| told.has_input());
+        let script = known.filter(|_| !crowded).map(|told| &told.script);
+        let list = |list: fn(&Script) -> &[u8]| script.map_or(&[][..], list);
+        let (mut answer, mut answer_left_out, mut masked_answer) = (None, None, &b""[..]);
+        match &self.ruling.answer {
+            Some(Gave::Text { text, masked }) => {
+                if crowded && text.len() > SMALL_ANSWER {
+                    answer_left_out = Some(NO_ROOM);
+                } else {
+                    answer = Some(text.as_bytes());
+                    masked_answer = masked.as_deref().unwrap_or_default().as_bytes();
+                }
+            }
+            Some(Gave::Larger) => answer_left_out = Some(LARGER_ANSWER),
+            None => {}
+        }
+        Asked {
+            answer,
+            answer_left_out,
+            input: script.map(|script| script.input.as_slice()),
+            input_left_out: match known {
+                Some(_) if crowded => Some(NO_ROOM),
+                Some(_) | None => self.untold.as_deref(),
+            },
+            masked_answer,
+            masked: list(|script| &script.masked),
+            erased: list(|script| &script.erased),
         }
     }
 
@@ -699,7 +882,7 @@ impl Facts {
             client: self.client(),
             status: self.status,
             route: self.route().map(str::to_owned),
-            policy: owned(self.decided_by.map(|(policy, _)| policy)),
+            policy: owned(self.decided_by),
             decision: self.decision,
             decision_id: self.decision_id,
             refusal: self.refusal.and_then(|_| owned(self.reason)),

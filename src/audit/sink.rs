@@ -1,8 +1,9 @@
 //! Where records end up.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// Readable by the owner and the group, for a log shipper.
@@ -23,6 +24,47 @@ pub trait AuditSink: Send + 'static {
     /// Whatever keeps it from being usable.
     fn refresh(&mut self) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// Takes note of records that will not come. Most sinks have no place for that; there are metrics.
+    ///
+    /// # Errors
+    /// Why it could not be written down. The same is offered again later.
+    fn left_out(&mut self, left: &LeftOut) -> io::Result<()> {
+        let _ = left;
+        Ok(())
+    }
+}
+
+/// How many records did not come, since the last time this was said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Lost, for there was no room.
+    pub lost: u64,
+    /// Left out by sampling, by route.
+    pub sampled: BTreeMap<String, u64>,
+}
+
+impl LeftOut {
+    /// Whether none did.
+    pub fn is_empty(&self) -> bool {
+        self.lost == 0 && self.sampled.is_empty()
+    }
+
+    /// A record of this route was left out.
+    pub(super) fn sample(&mut self, route: &str) {
+        match self.sampled.get_mut(route) {
+            Some(count) => *count += 1,
+            None => drop(self.sampled.insert(route.to_owned(), 1)),
+        }
+    }
+
+    /// Adds what another has.
+    pub(super) fn add(&mut self, other: Self) {
+        self.lost += other.lost;
+        for (route, count) in other.sampled {
+            *self.sampled.entry(route).or_default() += count;
+        }
     }
 }
 
@@ -83,6 +125,40 @@ impl AppendFile {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+impl AppendFile {
+    /// Forces what was written to the disk.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        match &self.open {
+            Some((file, _)) => file.sync_data(),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a line that a process which was killed left in its midst: what follows is not to become
+    /// part of it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn end_line(&mut self) -> io::Result<()> {
+        let Some((file, _)) = &mut self.open else {
+            return Ok(());
+        };
+        let length = file.metadata()?.len();
+        let Some(last) = length.checked_sub(1) else {
+            return Ok(());
+        };
+        let mut byte = [0];
+        File::open(&self.path)?.read_at(&mut byte, last)?;
+        if byte != *b"\n" {
+            file.write_all(b"\n")?;
+        }
+        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::authn::{Caller, Failure};
-use crate::authz::{DecidedBy, Denial, Reason};
+use crate::authz::{DecidedBy, Denial, Gave, PolicyConfig, Reason, RouteFacts, Ruling};
 use crate::body::{self, Body};
 use crate::metrics::RouteCounts;
 use crate::refusal::Refusal;
@@ -149,13 +149,18 @@ fn denial() -> Denial {
         message: None,
         headers: Vec::new(),
         step_up: None,
-        decided_by: DecidedBy {
-            policy: "orders".into(),
-            revision: "r1".into(),
-        },
+        decided_by: DecidedBy::new("orders", "r1"),
         body: None,
         metadata: None,
         detail: None,
+        ruling: Ruling {
+            answer: Some(Gave::Text {
+                text: r#"{"allow":false,"reason":"orders.not_owner"}"#.into(),
+                masked: None,
+            }),
+            cached: true,
+            took: None,
+        },
     }
 }
 
@@ -188,7 +193,7 @@ async fn a_record_has_exactly_the_documented_members() {
     let mut record = bench.open(&head);
     record.request(&parsed(&head));
     let counts = RouteCounts::new(&bench.metrics, &"read-order".into());
-    record.route("read-order", &counts);
+    record.route("read-order", &counts, RecordConfig::default());
     record.caller(&Caller::Anonymous);
     record.denied(&denial());
     let decision_id = record.decision_id();
@@ -207,6 +212,9 @@ async fn a_record_has_exactly_the_documented_members() {
 
     let mut line = bench.only();
     for (member, value) in line["duration_ms"].as_object_mut().unwrap() {
+        if member == "policy" {
+            continue;
+        }
         assert!(value.as_f64().unwrap() >= 0.0, "{member}");
         *value = json!(0);
     }
@@ -215,11 +223,13 @@ async fn a_record_has_exactly_the_documented_members() {
     assert_eq!(
         line,
         json!({
-            "version": 1,
+            "version": 2,
             "time": "2026-11-21T01:32:05.042Z",
+            "received_at_ns": 1_795_224_725_042_000_000_u64,
             "request_id": request_id,
             "decision_id": decision_id.as_str(),
             "trace_id": null,
+            "span_id": null,
             "listener": "public",
             "client": "192.0.2.1",
             "peer": "192.0.2.1:4711",
@@ -242,7 +252,9 @@ async fn a_record_has_exactly_the_documented_members() {
                 "client": null,
                 "token_id": null,
             },
-            "policy": { "name": "orders", "revision": "r1" },
+            "policy": { "name": "orders", "revision": "r1", "entrypoint": null, "data": null,
+                "candidate": null,
+                "cached": true },
             "decision": "deny",
             "reason": "orders.not_owner",
             "refusal": { "code": "denied", "detail": "denied: orders.not_owner" },
@@ -252,9 +264,11 @@ async fn a_record_has_exactly_the_documented_members() {
             "attempts": 2,
             "bytes_in": 5,
             "bytes_out": 2,
-            "duration_ms": { "decision": 0, "head": 0, "total": 0 },
+            "duration_ms": { "decision": 0, "policy": null, "head": 0, "total": 0 },
             "outcome": "complete",
             "detail": null,
+            "answer": { "allow": false, "reason": "orders.not_owner" },
+            "input": null,
         })
     );
 }
@@ -664,6 +678,58 @@ fn memory_is_bounded_while_the_sink_stalls() {
     assert_eq!(bench.written().len(), 1000);
 }
 
+#[test]
+fn too_many_bytes_that_wait_leave_out_inputs_and_count_them_until_the_sink_has_caught_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = "package p\n\ndefault allow := false\n";
+    std::fs::write(folder.path().join("p.rego"), rules).unwrap();
+    let block = json!({ "files": ["p.rego"], "entrypoint": "data.p.allow" });
+    let config: PolicyConfig = serde_json::from_value(block).unwrap();
+    let mut cx = Compile::new(&folder.path().join("gateway.yaml"), Arc::default());
+    let policy = config.compile("p", None, &mut cx).unwrap();
+    let labels = crate::document::Value::new_object();
+    let (name, params) = ("r".into(), &[]);
+    let route = RouteFacts {
+        name: &name,
+        params,
+        labels: &labels,
+    };
+
+    const RECORDS: usize = 3000;
+    let bench = Bench::new(|config| config.queue = RECORDS + 16);
+    let stalled = bench.sink.0.lock().unwrap();
+    let long = "x".repeat(12_000);
+    let head = head("/a", &[("x-long", &long)]);
+    let ask = || {
+        let mut record = bench.open(&head);
+        record.denied(&denial());
+        record.asked(&policy, &parsed(&head), &route, false);
+    };
+    for _ in 0..RECORDS {
+        ask();
+    }
+    let held = bench.audit.queue().unwrap().bytes();
+    assert!(held < RECORDS * 6 * 1024, "{held}");
+    drop(stalled);
+    assert!(bench.audit.close(PATIENCE));
+    ask();
+    let lines = bench.written();
+    assert_eq!(lines.len(), RECORDS + 1);
+    let short = lines.iter().filter(|line| line["input"].is_null());
+    let short: Vec<&Value> = short.collect();
+    assert!(!short.is_empty() && lines.first().unwrap()["input"].is_object());
+    for line in &short {
+        assert_eq!(
+            line["input_left_out"],
+            "no room: too much waits for the sink"
+        );
+        assert_eq!(line["answer"]["reason"], "orders.not_owner");
+    }
+    assert!(lines.last().unwrap()["input"].is_object());
+    let counted = format!("portcullis_audit_inputs_left_out_total {}\n", short.len());
+    assert!(bench.metrics.encode().contains(&counted));
+}
+
 /// A sink that panics at its second write.
 struct Doomed(usize);
 
@@ -707,4 +773,80 @@ fn a_writer_that_died_takes_no_records_and_every_loss_is_counted() {
     let text = bench.metrics.encode();
     assert!(text.contains("audit_records_written_total 1\n"), "{text}");
     assert!(text.contains("audit_records_dropped_total 3\n"), "{text}");
+}
+
+/// Drops lines whose path ends in an odd digit.
+struct DropOdd;
+
+impl Stage for DropOdd {
+    fn place(&self) -> Place {
+        Place::Mask
+    }
+
+    fn line(&mut self, line: &[u8], changed: &mut Vec<u8>) -> Passed {
+        let line: Value = serde_json::from_slice(line).unwrap();
+        let path = line["path"].as_str().unwrap();
+        if path.ends_with(['1', '3', '5', '7', '9']) {
+            return Passed::Dropped;
+        }
+        changed.extend_from_slice(path.as_bytes());
+        Passed::Changed
+    }
+}
+
+#[test]
+fn seats_of_lines_that_a_stage_drops_are_free_again() {
+    let bench = Bench::new(|config| {
+        config.queue = 16;
+        config.when_full = WhenFull::Refuse;
+    });
+    bench.audit.add_stage(Box::new(DropOdd));
+    for round in 0..40 {
+        let records: Vec<_> = (0..16)
+            .map(|n| bench.open(&head(&format!("/{}", round * 16 + n), &[])))
+            .collect();
+        assert!(records.iter().all(Record::has_room), "{round}");
+        drop(records);
+        assert!(bench.audit.close(PATIENCE));
+    }
+    let held = bench.sink.0.lock().unwrap();
+    let even: String = (0..640).step_by(2).map(|n| format!("/{n}\n")).collect();
+    assert_eq!(String::from_utf8_lossy(&held.bytes), even);
+}
+
+/// A sink that remembers what it was told of records that did not come.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<LeftOut>>>);
+
+impl AuditSink for Told {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        Ok(lines.len())
+    }
+
+    fn left_out(&mut self, left: &LeftOut) -> io::Result<()> {
+        self.0.lock().unwrap().push(left.clone());
+        Ok(())
+    }
+}
+
+#[test]
+fn what_sampling_leaves_out_is_gathered_and_told_at_the_end_to_the_record() {
+    let told = Told::default();
+    let sink = Box::new(told.clone());
+    let queue = Queue::begin(sink, Stages::default(), 100, Arc::default()).unwrap();
+    let lane = queue.lane();
+    let begun = Instant::now();
+    let mut sent = 0;
+    while begun.elapsed() < Duration::from_millis(400) {
+        lane.left_out(|left| left.sample("orders"));
+        sent += 1;
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    assert!(queue.drain(PATIENCE));
+    let seconds = begun.elapsed().as_secs();
+    let told = told.0.lock().unwrap();
+    let notes = u64::try_from(told.len()).unwrap();
+    assert!(notes <= seconds + 2, "{notes} notes in {seconds} s");
+    let sum: u64 = told.iter().map(|left| left.sampled["orders"]).sum();
+    assert_eq!(sum, sent);
 }

@@ -9,11 +9,13 @@
 //! | `block` | after each batch of records | how many they are, and a checksum (CRC-32) of each |
 //! | `seal` | every so often | a signature (Ed25519) over everything before it |
 //! | `dropped` | when old segments are removed | which |
+//! | `note` | when it happens | how many records are not here, and which a sink will never have |
 //!
 //! All end in a hash: SHA-256 over the previous hash and every byte since, up to the hash itself. So
 //! whatever is changed, left out, added or moved, the next hash is not what it says. The checksums
 //! prove nothing; they tell which record it was.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -45,6 +47,7 @@ pub(super) enum Own {
     Block(Block),
     Seal(Seal),
     Dropped(Dropped),
+    Note(Note),
 }
 
 /// The first line of a segment.
@@ -115,6 +118,32 @@ pub(super) struct Dropped {
     /// The number of the last record in them.
     pub(super) last: u64,
     pub(super) time: String,
+}
+
+/// What became of records that are not where somebody would look for them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::audit) struct Note {
+    pub(in crate::audit) time: String,
+    /// Records that were lost since the last note, for there was no room for them.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub(in crate::audit) lost: u64,
+    /// Records that were left out by sampling since the last note, by route.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub(in crate::audit) sampled: BTreeMap<String, u64>,
+    /// Records that a sink will never have.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(in crate::audit) undelivered: Option<Undelivered>,
+}
+
+/// Records that a sink will never have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::audit) struct Undelivered {
+    /// The sink's name.
+    pub(in crate::audit) sink: String,
+    /// The numbers of the first and the last.
+    pub(in crate::audit) records: (u64, u64),
+    /// Why.
+    pub(in crate::audit) why: String,
 }
 
 /// The hash over what was written since the last one.

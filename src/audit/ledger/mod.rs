@@ -9,6 +9,7 @@
 mod keys;
 mod lines;
 mod scan;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod verify;
@@ -25,10 +26,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::watch;
 
-use super::sink::{AuditSink, FILE_MODE};
+use super::event::Labels;
+use super::ship::{Fleet, Ships};
+use super::sink::{AuditSink, FILE_MODE, LeftOut};
 use crate::clock;
 use crate::schema::{Compile, Size, Span};
+
+pub(super) use lines::{Note, Undelivered};
+pub(super) use tail::{Found, Position, Tail};
 
 pub use keys::PublicKey;
 pub use verify::{Finding, Report, verify};
@@ -36,11 +43,46 @@ pub use verify::{Finding, Report, verify};
 use keys::SealingKey;
 use lines::{Block, Chain, Dropped, Opening, Own, Seal};
 
+/// How far a ledger is written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    /// Which ledger.
+    pub(super) id: String,
+    /// The segment that is being written; 0 before there is one.
+    pub(super) segment: u64,
+    /// How many of its bytes are whole.
+    pub(super) bytes: u64,
+    /// The number of the last record.
+    pub(super) records: u64,
+}
+
+/// The files of a ledger in their order, with their sizes; none when the folder is no ledger.
+///
+/// # Errors
+/// The system's.
+pub(super) fn segment_files(folder: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+    let segments = scan::segments(folder)?.into_iter();
+    Ok(segments
+        .map(|segment| (segment.path, segment.bytes))
+        .collect())
+}
+
+/// Whether a line, without its line break, is the ledger's own and no record.
+pub(super) fn is_its_own(line: &[u8]) -> bool {
+    lines::read(line).is_some()
+}
+
 /// Of the folder, when we make it.
 const FOLDER_MODE: u32 = 0o750;
 
 /// In the folder; held while a process writes.
 const LOCK: &str = "ledger.lock";
+
+/// In the folder, when segments are removed one day: room to say so on a full disk.
+const RESERVE: &str = "ledger.reserve";
+
+/// Its size in bytes: far more than a note and a seal.
+const RESERVED: u64 = 64 * 1024;
 
 /// Bounds of `segment`.
 const SEGMENT: (Size, Size) = (Size::kib(64), Size::mib(4096));
@@ -201,6 +243,8 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug, Clone)]
 pub(super) struct Pen {
     ledger: Arc<Mutex<Ledger>>,
+    /// Who ships what is in it.
+    fleet: Arc<Fleet>,
     settings: Settings,
 }
 
@@ -210,7 +254,7 @@ impl Pen {
     ///
     /// # Errors
     /// Why nothing can be written there.
-    pub(super) fn new(config: &LedgerConfig) -> io::Result<Self> {
+    pub(super) fn new(config: &LedgerConfig, ships: &Ships) -> io::Result<Self> {
         let settings = config.settings()?;
         if !config.folder.exists() {
             DirBuilder::new()
@@ -223,18 +267,57 @@ impl Pen {
         ledgers.retain(|(_, ledger)| ledger.strong_count() > 0);
         let known = ledgers.iter().find(|(path, _)| *path == folder);
         if let Some(ledger) = known.and_then(|(_, ledger)| ledger.upgrade()) {
-            return Ok(Self { ledger, settings });
+            let fleet = Arc::clone(&locked(&ledger).fleet);
+            return Ok(Self {
+                ledger,
+                fleet,
+                settings,
+            });
         }
         let mut ledger = Ledger::new(folder.clone(), settings.clone());
         ledger.open()?;
+        ledger.publish();
+        let fleet = Arc::clone(&ledger.fleet);
+        // Known before anything may be removed for its age.
+        fleet.prepare(ships, &folder, &ledger.head.borrow());
         let ledger = Arc::new(Mutex::new(ledger));
         ledgers.push((folder, Arc::downgrade(&ledger)));
-        Ok(Self { ledger, settings })
+        Ok(Self {
+            ledger,
+            fleet,
+            settings,
+        })
     }
 
-    /// The configuration that this pen is of is in force: so are its key and bounds.
-    pub(super) fn adopt(&self) {
-        locked(&self.ledger).change(self.settings.clone());
+    /// The configuration that this pen is of is in force: so are its key and bounds, and its ships.
+    pub(super) fn adopt(&self, ships: &Ships, labels: &Labels) {
+        let (folder, head) = {
+            let mut ledger = locked(&self.ledger);
+            ledger.change(self.settings.clone());
+            (ledger.folder.clone(), ledger.head.subscribe())
+        };
+        self.fleet
+            .adopt(ships, &folder, &head, &self.notebook(), labels);
+    }
+
+    /// How far it is written.
+    #[cfg(test)]
+    pub(super) fn head(&self) -> Head {
+        locked(&self.ledger).head.borrow().clone()
+    }
+
+    /// Who ships what is in it.
+    pub(super) fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// Whether both write to the same ledger.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.ledger, &other.ledger)
+    }
+
+    fn notebook(&self) -> Notebook {
+        Notebook(Arc::downgrade(&self.ledger))
     }
 
     /// Signs and forces to the disk what was written: for the end of the program.
@@ -243,6 +326,30 @@ impl Pen {
         if let Err(error) = ledger.seal().and_then(|()| ledger.sync()) {
             tracing::error!(%error, "the end of the audit ledger could not be signed");
         }
+        ledger.publish();
+    }
+}
+
+/// Where it is written what became of records: a ledger, for as long as it is there.
+#[derive(Debug, Clone)]
+pub(super) struct Notebook(Weak<Mutex<Ledger>>);
+
+impl Notebook {
+    /// Writes a note into the ledger.
+    ///
+    /// # Errors
+    /// Why it could not be written.
+    pub(super) fn note(&self, undelivered: Undelivered) -> io::Result<()> {
+        let Some(ledger) = self.0.upgrade() else {
+            return Ok(());
+        };
+        let mut ledger = locked(&ledger);
+        let noted = ledger.note(Note {
+            undelivered: Some(undelivered),
+            ..Note::default()
+        });
+        ledger.publish();
+        noted
     }
 }
 
@@ -251,12 +358,28 @@ impl AuditSink for Pen {
         // Only whole lines: what was begun would be lost to the chain.
         let whole = memchr::memrchr(b'\n', lines).map_or(0, |at| at + 1);
         let whole = lines.get(..whole).unwrap_or_default();
-        locked(&self.ledger).append(whole)?;
-        Ok(whole.len())
+        let mut ledger = locked(&self.ledger);
+        let appended = ledger.append(whole);
+        ledger.publish();
+        appended.map(|()| whole.len())
     }
 
     fn refresh(&mut self) -> io::Result<bool> {
-        locked(&self.ledger).tend().map(|()| false)
+        let mut ledger = locked(&self.ledger);
+        let tended = ledger.tend();
+        ledger.publish();
+        tended.map(|()| false)
+    }
+
+    fn left_out(&mut self, left: &LeftOut) -> io::Result<()> {
+        let mut ledger = locked(&self.ledger);
+        let noted = ledger.note(Note {
+            lost: left.lost,
+            sampled: left.sampled.clone(),
+            ..Note::default()
+        });
+        ledger.publish();
+        noted
     }
 }
 
@@ -273,6 +396,10 @@ struct Ledger {
     looked_at: Option<Instant>,
     /// Both clocks when we began.
     begun: (SystemTime, Instant),
+    /// Tells who reads along how far it is written.
+    head: watch::Sender<Head>,
+    /// Who ships what is in it.
+    fleet: Arc<Fleet>,
 }
 
 /// The segment that is being written.
@@ -308,7 +435,37 @@ impl Ledger {
             synced_at: now,
             looked_at: None,
             begun: (clock::now(), now),
+            head: watch::Sender::new(Head::default()),
+            fleet: Arc::default(),
         }
+    }
+
+    /// Tells how far it is written.
+    fn publish(&self) {
+        let Some(open) = &self.open else {
+            return;
+        };
+        self.head.send_if_modified(|head| {
+            let moved = (head.segment, head.bytes) != (open.segment, open.bytes);
+            if moved {
+                head.id.clone_from(&open.id);
+                head.segment = open.segment;
+                head.bytes = open.bytes;
+                head.records = open.records;
+            }
+            moved
+        });
+    }
+
+    /// Writes down what became of records. It is signed with the next seal.
+    fn note(&mut self, note: Note) -> io::Result<()> {
+        let open = self.open()?;
+        open.own(&Own::Note(Note {
+            time: now(),
+            ..note
+        }))?;
+        open.noted = true;
+        Ok(())
     }
 
     /// Takes new settings. The key before signs that another one follows.
@@ -488,17 +645,60 @@ impl Ledger {
     fn tend(&mut self) -> io::Result<()> {
         self.present()?;
         self.open()?;
+        let mut done = Ok(());
         if self.sealed_at.elapsed() >= self.settings.seal_every {
-            self.seal()?;
+            done = self.seal();
         }
         if self.synced_at.elapsed() >= self.settings.sync {
-            self.sync()?;
+            done = done.and(self.sync());
         }
-        if self.looked_at.is_none_or(|at| at.elapsed() >= LOOK) {
-            self.looked_at = Some(Instant::now());
-            self.retire()?;
+        // What cannot be written may want the room of what need not be kept.
+        if done.is_err() || self.looked_at.is_none_or(|at| at.elapsed() >= LOOK) {
+            let retired = self.retire();
+            self.looked_at = retired.is_ok().then(Instant::now);
+            done = done.and(retired);
         }
-        Ok(())
+        done
+    }
+
+    /// Writes, and once more without the reserve when there is no room.
+    fn at_any_rate(&mut self, write: impl Fn(&mut Self) -> io::Result<()>) -> io::Result<()> {
+        let written = write(self);
+        let full = |error: &io::Error| {
+            let kind = error.kind();
+            kind == io::ErrorKind::StorageFull || kind == io::ErrorKind::QuotaExceeded
+        };
+        if written.as_ref().is_err_and(full) && fs::remove_file(self.folder.join(RESERVE)).is_ok() {
+            return write(self);
+        }
+        written
+    }
+
+    /// Makes the reserve when it is not there. A disk that has no room for it is told by whoever
+    /// writes records.
+    fn reserve(&self) {
+        let path = self.folder.join(RESERVE);
+        if fs::metadata(&path).is_ok_and(|found| found.len() >= RESERVED) {
+            return;
+        }
+        let made = OpenOptions::new()
+            .create(true)
+            .truncate(true)
+            .write(true)
+            .mode(FILE_MODE)
+            .open(&path)
+            .and_then(|mut file| {
+                let mut left = RESERVED;
+                while left > 0 {
+                    // By chance, so that it takes room where files are compressed.
+                    file.write_all(&rand::rng().random::<[u8; 32]>())?;
+                    left = left.saturating_sub(32);
+                }
+                file.sync_all()
+            });
+        if let Err(error) = made {
+            tracing::debug!(%error, "the audit ledger's reserve could not be made");
+        }
     }
 
     /// Whether the file that is written is the one in the folder. One that was moved away or removed
@@ -566,12 +766,14 @@ impl Ledger {
         if keep == KeepConfig::default() {
             return Ok(());
         }
+        self.reserve();
         let segments = scan::segments(&self.folder)?;
         let mut total: u64 = segments.iter().map(|segment| segment.bytes).sum();
         let steady = self.steady();
-        let mut gone = Vec::new();
+        let slowest = self.fleet.slowest();
+        let (mut gone, mut records) = (Vec::new(), 0);
         // The last one is being written.
-        for segment in segments.iter().take(segments.len().saturating_sub(1)) {
+        for (segment, next) in segments.iter().zip(segments.iter().skip(1)) {
             let large = keep.size.is_some_and(|size| total > size.get());
             let old = steady
                 && keep.time.is_some_and(|time| {
@@ -585,23 +787,49 @@ impl Ledger {
             if !large && !old {
                 break;
             }
+            let opening = scan::opening(&File::open(&next.path)?)?;
+            let last = opening.map_or(records, |opening| opening.next.saturating_sub(1));
+            // Age alone takes nothing from a sink that has not got it yet.
+            if !large && slowest.is_some_and(|shipped| shipped < last) {
+                break;
+            }
             total -= segment.bytes;
+            records = last;
             gone.push(segment.clone());
         }
         let (Some(first), Some(last)) = (gone.first(), gone.last()) else {
             return Ok(());
         };
-        let records = scan::end(&last.path)?.map_or(0, |end| end.records);
+        for undelivered in self.fleet.robbed(records) {
+            let (first, last) = undelivered.records;
+            let sink = undelivered.sink.clone();
+            tracing::error!(
+                sink,
+                first,
+                last,
+                "records are removed that this sink has not got: the ledger's `keep.size` leaves no room for them"
+            );
+            self.at_any_rate(|ledger| {
+                ledger.note(Note {
+                    undelivered: Some(undelivered.clone()),
+                    ..Note::default()
+                })
+            })?;
+            self.fleet.noted(&sink, last);
+        }
         let note = Own::Dropped(Dropped {
             segments: (first.number, last.number),
             last: records,
             time: now(),
         });
-        let open = self.open()?;
-        open.own(&note)?;
-        // A note that nobody signed could be anybody's.
-        open.noted = true;
-        self.seal()?;
+        self.at_any_rate(|ledger| {
+            let open = ledger.open()?;
+            open.own(&note)?;
+            // A note that nobody signed could be anybody's.
+            open.noted = true;
+            Ok(())
+        })?;
+        self.at_any_rate(Self::seal)?;
         self.sync()?;
         for segment in &gone {
             fs::remove_file(&segment.path)?;

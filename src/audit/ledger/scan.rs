@@ -4,14 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
-use super::lines::{self, Chain, Hash, MAX_LINE, NOTHING, Own};
+use super::lines::{self, Chain, Hash, MAX_LINE, NOTHING, Opening, Own};
 
 const PREFIX: &str = "segment-";
 const SUFFIX: &str = ".jsonl";
 
 /// A segment by its number.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Segment {
+pub(in crate::audit) struct Segment {
     pub(super) number: u64,
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
@@ -46,6 +46,21 @@ pub(super) fn segments(folder: &Path) -> io::Result<Vec<Segment>> {
     }
     found.sort_by_key(|segment| segment.number);
     Ok(found)
+}
+
+/// What the first line of a segment says; `None` when it opens none. Reads on from there.
+///
+/// # Errors
+/// The system's.
+pub(super) fn opening(file: &File) -> io::Result<Option<Opening>> {
+    // Far more than the line is ever long.
+    let mut first = Vec::new();
+    BufReader::new(file.take(1 << 16)).read_until(b'\n', &mut first)?;
+    let text = first.strip_suffix(b"\n").unwrap_or_default();
+    Ok(lines::read(text).and_then(|read| match read.own {
+        Own::Ledger(opening) => Some(opening),
+        Own::Block(_) | Own::Seal(_) | Own::Dropped(_) | Own::Note(_) => None,
+    }))
 }
 
 /// What was read of a segment.
@@ -148,7 +163,7 @@ pub(super) fn end(path: &Path) -> io::Result<Option<End>> {
                 let sound = chain.close(read.before_hash) == read.hash;
                 Some((opening.clone(), chain, sound))
             }
-            Own::Block(_) | Own::Seal(_) | Own::Dropped(_) => None,
+            Own::Block(_) | Own::Seal(_) | Own::Dropped(_) | Own::Note(_) => None,
         },
         None => None,
     };
@@ -195,7 +210,7 @@ pub(super) fn end(path: &Path) -> io::Result<Option<End>> {
                 end.records = block.first.saturating_add(block.records).saturating_sub(1);
             }
             Own::Seal(seal) => end.sealed = seal.records,
-            Own::Dropped(_) | Own::Ledger(_) => {}
+            Own::Dropped(_) | Own::Note(_) | Own::Ledger(_) => {}
         }
         end.hash = chain.hash();
         end.closed = lines.read;

@@ -344,14 +344,14 @@ fn settings_of_a_configuration_that_never_came_in_force_change_nothing() {
         segment: default_segment(),
         keep,
     };
-    let one = Pen::new(&config(KeepConfig::default())).unwrap();
+    let one = Pen::new(&config(KeepConfig::default()), &Ships::new()).unwrap();
     let tight = KeepConfig {
         size: Some(Size::kib(64)),
         time: None,
     };
-    let other = Pen::new(&config(tight.clone())).unwrap();
+    let other = Pen::new(&config(tight.clone()), &Ships::new()).unwrap();
     assert_eq!(locked(&one.ledger).settings.keep, KeepConfig::default());
-    other.adopt();
+    other.adopt(&Ships::new(), &Labels::new("test", []));
     assert_eq!(locked(&one.ledger).settings.keep, tight);
 }
 
@@ -475,8 +475,8 @@ fn a_folder_has_one_process_and_one_ledger_in_it() {
         segment: default_segment(),
         keep: KeepConfig::default(),
     };
-    let one = Pen::new(&config).unwrap();
-    let mut other = Pen::new(&config).unwrap();
+    let one = Pen::new(&config, &Ships::new()).unwrap();
+    let mut other = Pen::new(&config, &Ships::new()).unwrap();
     assert!(Arc::ptr_eq(&one.ledger, &other.ledger));
     assert_eq!(other.write(&batch(1..=2)).unwrap(), batch(1..=2).len());
     // As another process would find it.
@@ -493,6 +493,7 @@ fn a_folder_has_one_process_and_one_ledger_in_it() {
 fn only_whole_lines_are_taken() {
     let folder = tempfile::tempdir().unwrap();
     let mut pen = Pen {
+        fleet: Arc::default(),
         ledger: Arc::new(Mutex::new(Ledger::new(
             folder.path().to_owned(),
             settings(None),
@@ -542,4 +543,46 @@ proptest! {
         });
         prop_assert!(!check(folder.path(), &[&key]).sound(), "{one} {other} {how}");
     }
+}
+
+#[test]
+fn on_a_full_disk_the_reserve_makes_room_to_say_what_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let keep = |size| KeepConfig {
+        size: Some(Size::bytes(size)),
+        time: None,
+    };
+    let key = key();
+    let mut ledger = Ledger::new(
+        folder.path().to_owned(),
+        Settings {
+            segment: 500,
+            keep: keep(1 << 20),
+            ..settings(Some(&key))
+        },
+    );
+    for number in 0..8 {
+        ledger
+            .append(&batch(number * 10 + 1..=number * 10 + 10))
+            .unwrap();
+        ledger.tend().unwrap();
+    }
+    let reserve = folder.path().join(RESERVE);
+    assert_eq!(fs::metadata(&reserve).unwrap().len(), RESERVED);
+    let before = scan::segments(folder.path()).unwrap().len();
+    ledger.settings.keep = keep(2_000);
+    // Every write says that there is no room, until the ledger is opened anew.
+    let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
+    ledger.open.as_mut().unwrap().file = full;
+    ledger.retire().unwrap();
+    assert!(!reserve.exists());
+    let after = scan::segments(folder.path()).unwrap().len();
+    assert!(after < before, "{after} of {before}");
+    ledger.append(&batch(81..=90)).unwrap();
+    ledger.retire().unwrap();
+    assert!(reserve.exists(), "the next time there is one again");
+    ledger.seal().unwrap();
+    let report = check(folder.path(), &[&key]);
+    assert!(report.sound(), "{report:?}");
+    assert_eq!(report.last, 90);
 }

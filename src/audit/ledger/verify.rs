@@ -1,6 +1,6 @@
 //! Whether a ledger is as it was written.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io;
@@ -12,7 +12,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::LOCK;
 use super::keys::PublicKey;
-use super::lines::{self, Block, Chain, Hash, Opening, Own, Read, Seal};
+use super::lines::{self, Block, Chain, Hash, Note, Opening, Own, Read, Seal};
 use super::scan::{self, Lines, Next, Segment};
 use crate::clock;
 
@@ -56,6 +56,12 @@ pub struct Report {
     pub keys: Vec<String>,
     /// The last hash. Kept elsewhere, it shows later whether the end was cut off.
     pub hash: String,
+    /// Records that the gateway says were lost for want of room.
+    pub lost: u64,
+    /// Records that the gateway says were left out by sampling, by route.
+    pub sampled: BTreeMap<String, u64>,
+    /// Records that the gateway says a sink will never have, by sink.
+    pub undelivered: BTreeMap<String, u64>,
     /// Some process writes it at the moment.
     pub open: bool,
     /// What is wrong, at most 100.
@@ -147,6 +153,7 @@ pub fn verify(
         missing: None,
         unsigned: None,
         dropped: None,
+        absent: Absent::default(),
     };
     if segments.is_empty() {
         verifier.file = folder.to_owned();
@@ -199,6 +206,38 @@ struct Verifier {
     unsigned: Option<(PathBuf, u64, u64, String)>,
     /// A note of removed segments that awaits a signature.
     dropped: Option<String>,
+    /// Notes of other kinds that do.
+    absent: Absent,
+}
+
+/// Records that are not where somebody would look for them.
+#[derive(Debug, Default)]
+struct Absent {
+    lost: u64,
+    sampled: BTreeMap<String, u64>,
+    undelivered: BTreeMap<String, u64>,
+}
+
+impl Absent {
+    fn add(&mut self, note: &Note) {
+        self.lost = self.lost.saturating_add(note.lost);
+        for (route, count) in &note.sampled {
+            add(&mut self.sampled, route, *count);
+        }
+        if let Some(gone) = &note.undelivered {
+            let count = gone
+                .records
+                .1
+                .saturating_sub(gone.records.0)
+                .saturating_add(1);
+            add(&mut self.undelivered, &gone.sink, count);
+        }
+    }
+}
+
+fn add(counts: &mut BTreeMap<String, u64>, name: &str, count: u64) {
+    let sum = counts.entry(name.to_owned()).or_default();
+    *sum = sum.saturating_add(count);
 }
 
 impl Verifier {
@@ -306,7 +345,7 @@ impl Verifier {
     fn opening(&mut self, number: u64, own: Option<Read<'_>>) {
         let Some((opening, read)) = own.as_ref().and_then(|read| match &read.own {
             Own::Ledger(opening) => Some((opening.clone(), read)),
-            Own::Block(_) | Own::Seal(_) | Own::Dropped(_) => None,
+            Own::Block(_) | Own::Seal(_) | Own::Dropped(_) | Own::Note(_) => None,
         }) else {
             self.find(
                 1,
@@ -382,7 +421,7 @@ impl Verifier {
             .unwrap_or_else(|| Chain::after(lines::NOTHING));
         let signed = match &read.own {
             Own::Seal(_) => chain.to_sign(read.before_signature()),
-            Own::Ledger(_) | Own::Block(_) | Own::Dropped(_) => Vec::new(),
+            Own::Ledger(_) | Own::Block(_) | Own::Dropped(_) | Own::Note(_) => Vec::new(),
         };
         let sound = chain.close(read.before_hash) == read.hash;
         if !sound {
@@ -391,7 +430,7 @@ impl Verifier {
         self.chain = Some(chain);
         match &read.own {
             Own::Block(block) => self.block(line, block, sound),
-            own @ (Own::Ledger(_) | Own::Seal(_) | Own::Dropped(_)) => {
+            own @ (Own::Ledger(_) | Own::Seal(_) | Own::Dropped(_) | Own::Note(_)) => {
                 if let Some((first, _)) = self.pending.first().cloned() {
                     self.pending.clear();
                     self.find(
@@ -421,6 +460,12 @@ impl Verifier {
                             if !self.asked {
                                 self.told();
                             }
+                        }
+                    }
+                    Own::Note(note) => {
+                        self.absent.add(note);
+                        if !self.asked {
+                            self.vouched();
                         }
                     }
                     Own::Ledger(_) => self.find(line, None, "a segment begins within a segment"),
@@ -501,6 +546,7 @@ impl Verifier {
         self.report.sealed = self.records;
         self.unsigned = None;
         self.told();
+        self.vouched();
         if !self.report.keys.contains(&seal.kid) {
             self.report.keys.push(seal.kid.clone());
         }
@@ -520,7 +566,44 @@ impl Verifier {
         }
     }
 
+    /// What notes say counts: a signature covers them.
+    fn vouched(&mut self) {
+        let absent = std::mem::take(&mut self.absent);
+        let report = &mut self.report;
+        report.lost = report.lost.saturating_add(absent.lost);
+        for (counts, more) in [
+            (&mut report.sampled, absent.sampled),
+            (&mut report.undelivered, absent.undelivered),
+        ] {
+            for (name, count) in more {
+                add(counts, &name, count);
+            }
+        }
+    }
+
+    /// What the gateway itself says is not here.
+    fn absences(&mut self) {
+        let report = &mut self.report;
+        if report.lost > 0 {
+            let lost = report.lost;
+            let text =
+                format!("the gateway says that {lost} more records were lost for want of room");
+            report.notes.push(text);
+        }
+        for (route, count) in &report.sampled {
+            report.notes.push(format!(
+                "the gateway says that {count} more records of route {route} were left out by sampling"
+            ));
+        }
+        for (sink, count) in &report.undelivered {
+            report.notes.push(format!(
+                "the gateway says that {count} of these records were given up for the sink {sink}"
+            ));
+        }
+    }
+
     fn end(mut self) -> Report {
+        self.absences();
         if let Some((number, file)) = self.missing.take() {
             self.file = file;
             self.find(

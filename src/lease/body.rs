@@ -27,6 +27,11 @@ const MOST: u64 = 1024 * 1024;
 /// travels in trailers.
 pub fn bind(response: Response<Body>, hold: Hold, grpc: bool) -> Response<Body> {
     let words = words(response.headers(), grpc);
+    hold.lease().kind.set(match &words {
+        Words::Grpc(_) => "grpc",
+        Words::Events(_) => "events",
+        Words::Silent => "body",
+    });
     response.map(|body| {
         let far = Rc::new(RefCell::new(Some(body)));
         hold.lease().far.replace(Rc::downgrade(&far));
@@ -158,6 +163,7 @@ impl HttpBody for Leased {
             && let Some(data) = frame.data_ref()
         {
             this.words.sent(data);
+            this.hold.lease().sent(data.len());
             if let Some(leaving) = &mut this.leaving {
                 let here = u64::try_from(data.len()).unwrap_or(u64::MAX);
                 leaving.left = leaving.left.saturating_sub(here);

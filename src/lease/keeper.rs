@@ -142,7 +142,7 @@ impl Leases {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::cell::RefCell;
     use std::sync::Arc;
 
@@ -153,7 +153,7 @@ mod tests {
     use crate::authn::Caller;
     use crate::request::{ConnInfo, RequestId, Rules};
 
-    fn request(path: &str) -> Rc<InboundRequest> {
+    pub(in crate::lease) fn request(path: &str) -> Rc<InboundRequest> {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
         let conn = Arc::new(ConnInfo {
             listener: "test".into(),

@@ -16,6 +16,7 @@
 mod body;
 mod keeper;
 mod renewal;
+mod survey;
 mod words;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -41,6 +42,7 @@ use crate::request::{ConnInfo, InboundRequest};
 pub use body::bind;
 pub use keeper::keep;
 pub use renewal::{Renewal, is_renewal};
+pub use survey::{OpenStreams, StreamFacts, Wish};
 
 /// The leases of one worker.
 #[derive(Default)]
@@ -59,6 +61,9 @@ pub struct Leases {
 /// An answer's body as it comes from the upstream.
 type Far = RefCell<Option<Body>>;
 
+/// Bytes of the client, and those for it.
+type Counts = (Rc<Cell<u64>>, Rc<Cell<u64>>);
+
 /// The permission of one open stream.
 #[derive(Debug)]
 pub struct Lease {
@@ -75,6 +80,18 @@ pub struct Lease {
     judging: Cell<bool>,
     /// How often its credential was replaced.
     renewals: Cell<u64>,
+    /// When the request that opened it was read.
+    opened: SystemTime,
+    /// The route that it was opened on. A copy of the name: threads that count in the one of the
+    /// configuration would be in each other's way.
+    route: OnceCell<Box<str>>,
+    /// What kind of answer it is.
+    kind: Cell<&'static str>,
+    /// Bytes of the client, and those for it.
+    received: Cell<u64>,
+    sent: Cell<u64>,
+    /// Where a tunnel counts them.
+    tunnel: OnceCell<Counts>,
     /// What is coming from the upstream, to be dropped when nobody asks for it any more.
     far: RefCell<Weak<Far>>,
     lapse: OnceCell<Lapse>,
@@ -131,6 +148,7 @@ impl Leases {
         holder: Caller,
         judged: Judged,
     ) -> Hold {
+        let opened = request.received_at;
         let lease = Rc::new(Lease {
             request: RefCell::new(request),
             holder,
@@ -138,6 +156,12 @@ impl Leases {
             until: Cell::new(judged.until),
             judging: Cell::new(false),
             renewals: Cell::new(0),
+            opened,
+            route: OnceCell::new(),
+            kind: Cell::new("request"),
+            received: Cell::new(0),
+            sent: Cell::new(0),
+            tunnel: OnceCell::new(),
             far: RefCell::default(),
             lapse: OnceCell::new(),
             waker: RefCell::default(),
@@ -291,8 +315,9 @@ impl Hold {
         }
     }
 
-    /// The stream may last for long: what its lease holds gets memory of its own.
-    pub fn settle_in(&self) {
+    /// The stream of this route may last for long: what its lease holds gets memory of its own.
+    pub fn settle_in(&self, route: &str) {
+        let _ = self.lease.route.set(route.into());
         let request = self.lease.request.borrow().detached();
         self.lease.request.replace(Rc::new(request));
     }

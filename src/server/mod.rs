@@ -31,6 +31,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use self::socket::Sharing;
 use self::worker::Order;
+use crate::admin::WorkerView;
+use crate::lease::Wish;
 use crate::snapshot::{Live, Snapshot};
 
 /// Why the gateway cannot listen.
@@ -173,6 +175,14 @@ impl Server {
     /// [`StartError::Bind`] and [`StartError::SameAddress`]; nothing has changed then.
     pub fn prepare(&self, snapshot: &Snapshot) -> Result<Prepared, StartError> {
         prepare(snapshot, self.workers.len(), &self.sockets())
+    }
+
+    /// What the workers have open, each for itself, in the order in which they say so. The bound on
+    /// the wait is the caller's; how many workers there are is told beside it.
+    pub fn survey(&self, wish: &Wish) -> (usize, mpsc::UnboundedReceiver<WorkerView>) {
+        let (said, views) = mpsc::unbounded_channel();
+        self.tell(|| Order::Survey(wish.clone(), said.clone()));
+        (self.workers.len(), views)
     }
 
     /// Has idle workers let go of what is no longer in force; the sockets stay as they are.

@@ -18,7 +18,9 @@ use super::certified::Certified;
 use super::handshakes::Handshakes;
 use super::http::{Ending, Phase, Protocol, serve};
 use super::socket;
+use crate::admin::WorkerView;
 use crate::gateway::Gateway;
+use crate::lease::Wish;
 use crate::listener::{Listener, Seat};
 use crate::request::{ConnInfo, TlsInfo};
 use crate::snapshot::Live;
@@ -42,6 +44,8 @@ pub(super) enum Order {
     Rename { key: Key, name: Arc<str> },
     /// Another configuration is in force.
     Refresh,
+    /// Say what is open.
+    Survey(Wish, mpsc::UnboundedSender<WorkerView>),
     /// Stop accepting; close what is still open after this time.
     Close { key: Key, patience: Duration },
     /// Stop altogether; close what is still open at the deadline, and say how much that was.
@@ -103,6 +107,10 @@ pub(super) fn run(
         // Likewise for connections whose certificate is no longer believed.
         let watching = Rc::clone(&worker.certified).keep(Arc::clone(&worker.live));
         let mut watching = tokio::task::spawn_local(watching);
+        // It cannot end, and if it did, no answer would be another.
+        drop(tokio::task::spawn_local(
+            Rc::clone(&worker.gateway).compare(),
+        ));
         loop {
             let order = tokio::select! {
                 order = orders.recv() => order,
@@ -122,6 +130,14 @@ pub(super) fn run(
                     }
                 }
                 Order::Refresh => worker.gateway.refresh(),
+                Order::Survey(wish, said) => {
+                    let gateway = Rc::clone(&worker.gateway);
+                    tokio::task::spawn_local(async move {
+                        let (streams, peers) = gateway.survey(&wish).await;
+                        // Nobody waits any more when it took too long.
+                        let _ = said.send(WorkerView { streams, peers });
+                    });
+                }
                 Order::Close { key, patience } => worker.close(&key, patience),
                 Order::Drain { deadline, done } => {
                     let cut = worker.drain(deadline).await;

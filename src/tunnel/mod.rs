@@ -231,6 +231,7 @@ impl Tunnel {
             received: record.received(),
             sent: record.sent(),
         };
+        hold.lease().counted_by(&counts.received, &counts.sent);
         let stop = async move {
             let mut leave = pin!(leave);
             poll_fn(|cx| {

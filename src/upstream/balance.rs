@@ -44,6 +44,17 @@ impl Health {
         }
     }
 
+    /// Failures in a row.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures.get()
+    }
+
+    /// For how long more it is put aside.
+    pub(super) fn aside_for(&self, now: Instant) -> Option<Duration> {
+        let left = self.aside_until.get()?.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
     fn aside(&self, now: Instant) -> bool {
         self.aside_until.get().is_some_and(|until| now < until)
     }

@@ -43,7 +43,7 @@ use crate::schema::{Size, Span};
 use crate::tls::client::ClientConfig;
 
 pub use self::config::{HostHeader, PoolConfig, Protocol, RetryConfig, UpstreamConfig};
-pub use self::pool::Pools;
+pub use self::pool::{PeerFacts, Pools};
 pub use self::streams::{Alarm, StreamFault};
 pub use self::tunnel::{Far, Opened};
 
@@ -200,6 +200,11 @@ impl Upstream {
     /// answers there is each core's own experience, and no part of it.
     pub fn usable(&self) -> (usize, usize) {
         self.core.targets.usable()
+    }
+
+    /// Its endpoints, `host:port`.
+    pub fn endpoints(&self) -> impl Iterator<Item = &str> {
+        self.core.targets.labels()
     }
 
     /// Whether its endpoints speak HTTP/2.

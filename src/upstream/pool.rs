@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -48,6 +49,48 @@ impl Pools {
         pools.insert(core.id, Rc::clone(&pool));
         pool
     }
+
+    /// What this core has seen of all endpoints that it has sent requests to.
+    pub fn survey(&self) -> Vec<PeerFacts> {
+        let now = Instant::now();
+        let pools = self.by_upstream.borrow();
+        let mut facts = Vec::new();
+        for pool in pools.values() {
+            let Some(core) = pool.core.upgrade() else {
+                continue;
+            };
+            let peers = pool.peers.borrow();
+            facts.extend(peers.iter().map(|peer| PeerFacts {
+                upstream: core.name.to_string(),
+                endpoint: peer.target.endpoint.label.to_string(),
+                address: peer.target.address,
+                in_flight: peer.in_flight.get(),
+                idle: peer.idle.borrow().len() + peer.shared.borrow().len(),
+                failures: peer.health.failures(),
+                aside_for: peer.health.aside_for(now),
+            }));
+        }
+        facts
+    }
+}
+
+/// What one core has seen of one address of an upstream.
+#[derive(Debug, Clone)]
+pub struct PeerFacts {
+    /// The upstream's name.
+    pub upstream: String,
+    /// The endpoint, `host:port`.
+    pub endpoint: String,
+    /// The address that it stands for.
+    pub address: SocketAddr,
+    /// Exchanges under way.
+    pub in_flight: usize,
+    /// Connections that are kept open.
+    pub idle: usize,
+    /// Failures in a row.
+    pub failures: u32,
+    /// For how long more it is put aside.
+    pub aside_for: Option<Duration>,
 }
 
 /// Closes what is idle for too long or belongs to an upstream that is gone, until the core is gone.

@@ -163,6 +163,11 @@ impl Targets {
         self.current()
     }
 
+    /// What the endpoints are called, `host:port`.
+    pub(super) fn labels(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().map(|endpoint| &*endpoint.label)
+    }
+
     /// Endpoints with at least one address, and all.
     pub(super) fn usable(&self) -> (usize, usize) {
         let current = self.current();

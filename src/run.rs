@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -16,7 +16,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use crate::admin::{self, Admin, AdminState};
+use crate::admin::{self, Admin, AdminState, Workers};
 use crate::audit::Audit;
 use crate::config::reload::{Outcome, Reloader};
 use crate::config::{self, Document};
@@ -25,6 +25,9 @@ use crate::revocation::StoreError;
 use crate::schema::{Named, Problem};
 use crate::server::{self, Server};
 use crate::snapshot::{Live, Snapshot};
+
+/// What sinks behind the ledger get of the drain timeout, however much of it connections took.
+const LEAST_DELIVERY: Duration = Duration::from_secs(1);
 
 /// How long a reload may take before whoever asked stops waiting for its answer. The reload itself
 /// goes on.
@@ -158,9 +161,9 @@ const LET_GO_EVERY: Duration = Duration::from_millis(100);
 type Retired = Arc<Mutex<Vec<Arc<Audit>>>>;
 
 /// Keeps a sink that is no longer in force until it has written what it was given.
-fn retire(retired: &Retired, audit: Arc<Audit>) {
+fn retire(retired: &Retired, audit: Arc<Audit>, current: &Audit) {
     let mut retired = retired.lock().unwrap_or_else(PoisonError::into_inner);
-    retired.retain(|earlier| earlier.waiting() > 0);
+    retired.retain(|earlier| earlier.waiting() > 0 || earlier.left_behind(current));
     retired.push(audit);
 }
 
@@ -234,6 +237,7 @@ impl Process {
             .map_err(StartError::Revocation)?;
         raise_descriptors();
         compare_descriptors(&snapshot);
+        snapshot.audit.adopt();
         let live = Arc::new(Live::new(snapshot));
         let server = Arc::new(server::start(Arc::clone(&live), workers)?);
         // Keys are fetched and names resolved from here on.
@@ -266,7 +270,7 @@ impl Process {
                 snapshot.activate(&handle);
                 if !Arc::ptr_eq(&before.audit, &snapshot.audit) {
                     snapshot.audit.adopt();
-                    retire(&retired, Arc::clone(&before.audit));
+                    retire(&retired, Arc::clone(&before.audit), &snapshot.audit);
                 }
                 access.store(Arc::new(admin));
                 server.apply(prepared);
@@ -279,6 +283,8 @@ impl Process {
                 move |snapshot: Snapshot| {
                     let before = in_force.current();
                     in_force.replace(snapshot);
+                    let now = in_force.current();
+                    now.candidates.activate(&handle, &now.metrics);
                     if let Some(server) = serving.upgrade() {
                         server.refresh();
                     }
@@ -302,6 +308,7 @@ impl Process {
                     admin_reload(&reloader),
                     Arc::clone(&draining),
                     access,
+                    admin_workers(&server),
                 ));
                 let socket = {
                     let _inside = control.handle.enter();
@@ -367,6 +374,7 @@ impl Process {
         let snapshot = self.live.current();
         tracing::info!(timeout = ?snapshot.drain_timeout, "draining");
         self.draining.store(true, Ordering::SeqCst);
+        let until = Instant::now() + snapshot.drain_timeout;
         let (answer, drained) = mpsc::sync_channel(1);
         let (server, patience) = (Arc::clone(&self.server), snapshot.drain_timeout);
         drop(self.control.handle.spawn(async move {
@@ -388,6 +396,16 @@ impl Process {
                 tracing::error!(
                     lost,
                     "audit records did not reach their sink before the end"
+                );
+            }
+        }
+        for audit in earlier.iter().chain([&snapshot.audit]) {
+            let left = until.saturating_duration_since(Instant::now());
+            for (sink, records) in audit.deliver(left.max(LEAST_DELIVERY)) {
+                tracing::warn!(
+                    sink,
+                    records,
+                    "audit records wait in the ledger: this sink gets them after the next start"
                 );
             }
         }
@@ -498,6 +516,15 @@ fn compare_descriptors(snapshot: &Snapshot) {
              raise it (`ulimit -Hn`, LimitNOFILE=) or lower them"
         );
     }
+}
+
+/// How the admin listener asks the workers; one that is ending has nothing to say.
+fn admin_workers(server: &Arc<Server>) -> Workers {
+    let server = Arc::downgrade(server);
+    Workers::asked_by(move |wish| match server.upgrade() {
+        Some(server) => server.survey(wish),
+        None => (0, tokio::sync::mpsc::unbounded_channel().1),
+    })
 }
 
 /// A reload as the admin listener asks for it.

@@ -11,10 +11,12 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 
 use crate::audit::Audit;
+use crate::audit::traces::Traces;
 use crate::authn::client_certificate::ClientCertificate;
 use crate::authn::jwt::Issuer;
 use crate::authz::Policy;
 use crate::bundle::Bundles;
+use crate::candidate::Candidates;
 use crate::epoch::Epoch;
 use crate::limit::LimitSet;
 use crate::listener::Listener;
@@ -50,6 +52,8 @@ pub struct Snapshot {
     pub bundles: Bundles,
     /// By name.
     pub policies: Named<Arc<Policy>>,
+    /// Policies that may take the place of those.
+    pub candidates: Arc<Candidates>,
     /// Limits by name, and those that every route has.
     pub limits: LimitSet,
     /// By name.
@@ -77,7 +81,7 @@ pub struct Snapshot {
 
 impl Snapshot {
     /// The same configuration with other policies: all that carries state is the same object.
-    pub fn with_policies(&self, policies: Named<Arc<Policy>>) -> Self {
+    pub fn with_policies(&self, policies: Named<Arc<Policy>>, candidates: Arc<Candidates>) -> Self {
         let routes = self.routes.with_policies(|before| {
             let after = policies.get(&*before.decided_by.policy)?;
             (!Arc::ptr_eq(before, after)).then(|| Arc::clone(after))
@@ -93,6 +97,7 @@ impl Snapshot {
             certificates: Arc::clone(&self.certificates),
             bundles: self.bundles.clone(),
             policies,
+            candidates,
             limits: self.limits.clone(),
             upstreams: self.upstreams.clone(),
             identity: Arc::clone(&self.identity),
@@ -107,6 +112,13 @@ impl Snapshot {
         }
     }
 
+    /// Keeps the texts of what decides from now on, so that it can be told why.
+    fn remember(&self) {
+        let candidates = self.candidates.policies();
+        self.audit
+            .decided_by(self.policies.values().chain(candidates));
+    }
+
     /// Starts everything that runs beside requests. Parts taken over from an earlier snapshot go on.
     pub fn activate(&self, control: &tokio::runtime::Handle) {
         self.issuers
@@ -116,6 +128,7 @@ impl Snapshot {
             .values()
             .for_each(|listener| listener.activate(control));
         self.bundles.activate(control);
+        self.candidates.activate(control, &self.metrics);
         self.limits.activate(control);
         self.revocation.activate(control);
         self.tracing.activate(control);
@@ -132,14 +145,18 @@ pub struct Live {
     snapshot: ArcSwap<Snapshot>,
     /// Rises after each replacement.
     version: AtomicU64,
+    /// Requests that are followed on demand.
+    pub traces: Traces,
 }
 
 impl Live {
     /// Begins with this configuration.
     pub fn new(snapshot: Snapshot) -> Self {
+        snapshot.remember();
         Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             version: AtomicU64::new(0),
+            traces: Traces::default(),
         }
     }
 
@@ -152,6 +169,7 @@ impl Live {
     pub fn replace(&self, snapshot: Snapshot) {
         let snapshot = Arc::new(snapshot);
         let epoch = Arc::clone(&snapshot.epoch);
+        snapshot.remember();
         self.snapshot.store(snapshot);
         self.version.fetch_add(1, Ordering::Release);
         // Behind all that: who is told looks at what is in force by then.
@@ -200,6 +218,11 @@ impl View {
     pub fn new(live: Arc<Live>) -> Self {
         let seen = RefCell::new(Seen::of(&live));
         Self { live, seen }
+    }
+
+    /// Requests that are followed on demand.
+    pub fn traces(&self) -> &Traces {
+        &self.live.traces
     }
 
     /// The epoch now; to be read before [`View::current`], so that no change is missed in between.

@@ -401,7 +401,10 @@ fn walk(
     let cannot = |name: &str, error: &io::Error| {
         Fault::of(Kind::Disk, name, format!("cannot be read: {error}"))
     };
-    let entries = fs::read_dir(folder).map_err(|error| cannot(prefix, &error))?;
+    let entries = fs::read_dir(folder).map_err(|error| match prefix {
+        "" => cannot(&folder.display().to_string(), &error),
+        below => cannot(below, &error),
+    })?;
     for entry in entries {
         let entry = entry.map_err(|error| cannot(prefix, &error))?;
         let Ok(own) = entry.file_name().into_string() else {

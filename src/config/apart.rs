@@ -30,6 +30,7 @@ pub fn read_document(file: &Path) -> Result<Document, Vec<Problem>> {
             document.listeners = said.listeners.good;
             document.issuers = said.issuers.good;
             document.policies = said.policies.good;
+            document.candidates = said.candidates.good;
             document.limits = said.limits.good;
             document.upstreams = said.upstreams.good;
             document.routes = said.routes;
@@ -61,7 +62,7 @@ pub fn read_typed<T: DeserializeOwned + JsonSchema>(
     }
 }
 
-fn bytes(file: &Path) -> Result<Vec<u8>, Vec<Problem>> {
+pub(super) fn bytes(file: &Path) -> Result<Vec<u8>, Vec<Problem>> {
     document_bytes(file).map_err(|message| {
         vec![Problem {
             severity: Severity::Error,

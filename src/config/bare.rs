@@ -7,13 +7,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::apart::bytes;
+use super::document::Document;
 use super::read::Said;
-use super::{Loaded, compile, document_bytes, load, read};
+use super::{Loaded, compile, load, read};
 use crate::admin::AdminConfig;
 use crate::audit::AuditConfig;
 use crate::metrics::Metrics;
 use crate::revocation::RevocationConfig;
-use crate::schema::{Compile, Problem, Severity};
+use crate::schema::{Compile, Problem, Severity, known_names};
 use crate::telemetry::TelemetryConfig;
 
 /// Loads for questions: the whole configuration where that can be, else without what only a running
@@ -29,42 +31,100 @@ pub fn load_for_questions(
         Ok(loaded) => return Ok((loaded, Vec::new())),
         Err(problems) => problems,
     };
-    match without_keys(file, metrics) {
-        Some(loaded) => {
-            let is_error = |problem: &Problem| problem.severity == Severity::Error;
-            Ok((loaded, problems.into_iter().filter(is_error).collect()))
-        }
-        None => Err(problems),
+    bare_instead(problems, of_parts(file, None, true, metrics))
+}
+
+/// [`load_for_questions`] of the configuration as it would be with a candidate in the place of its policy.
+///
+/// # Errors
+/// All problems, as of [`load`]; also when there is no such candidate.
+pub fn load_with_candidate(
+    file: &Path,
+    candidate: &str,
+    metrics: &Arc<Metrics>,
+) -> Result<(Loaded, Vec<Problem>), Vec<Problem>> {
+    match of_parts(file, Some(candidate), false, metrics) {
+        Ok(loaded) => Ok((loaded, Vec::new())),
+        Err(problems) => bare_instead(problems, of_parts(file, Some(candidate), true, metrics)),
     }
 }
 
-fn without_keys(file: &Path, metrics: &Arc<Metrics>) -> Option<Loaded> {
-    let bytes = document_bytes(file).ok()?;
-    let mut cx = Compile::new(file, Arc::clone(metrics));
-    let text = read::text(file, &bytes, &mut cx)?;
-    let mut said = read::document(file, text, &mut cx)?;
-    let mut whole = said.settings.clone();
-    said.listeners.good.clone_into(&mut whole.listeners);
-    said.issuers.good.clone_into(&mut whole.issuers);
-    said.policies.good.clone_into(&mut whole.policies);
-    said.limits.good.clone_into(&mut whole.limits);
-    said.upstreams.good.clone_into(&mut whole.upstreams);
-    whole.routes.clone_from(&said.routes);
-    strip(&mut said, file.parent().unwrap_or(Path::new("")));
-    let compiled = compile::compile(said, file, &bytes, None, &mut cx)?;
-    let (problems, _) = cx.finish();
-    if problems
-        .iter()
-        .any(|problem| problem.severity == Severity::Error)
-    {
-        return None;
+/// What loads without keys, with the problems that the whole has.
+fn bare_instead(
+    problems: Vec<Problem>,
+    bare: Result<Loaded, Vec<Problem>>,
+) -> Result<(Loaded, Vec<Problem>), Vec<Problem>> {
+    match bare {
+        Ok(loaded) => {
+            let is_error = |problem: &Problem| problem.severity == Severity::Error;
+            Ok((loaded, problems.into_iter().filter(is_error).collect()))
+        }
+        Err(_) => Err(problems),
     }
-    Some(Loaded {
-        snapshot: compiled.snapshot,
-        document: whole,
-        admin: compiled.admin,
-        warnings: problems,
-    })
+}
+
+fn of_parts(
+    file: &Path,
+    candidate: Option<&str>,
+    stripped: bool,
+    metrics: &Arc<Metrics>,
+) -> Result<Loaded, Vec<Problem>> {
+    let bytes = bytes(file)?;
+    let mut cx = Compile::new(file, Arc::clone(metrics));
+    let compiled = read::text(file, &bytes, &mut cx)
+        .and_then(|text| read::document(file, text, &mut cx))
+        .and_then(|mut said| {
+            let candidates = said.candidates.good.clone();
+            if let Some(candidate) = candidate {
+                stand_in(&mut said, candidate, &mut cx)?;
+            }
+            let whole = Document {
+                candidates,
+                ..said.whole()
+            };
+            if stripped {
+                strip(&mut said, file.parent().unwrap_or(Path::new("")));
+            }
+            Some((compile::compile(said, file, &bytes, None, &mut cx)?, whole))
+        });
+    let (problems, _) = cx.finish();
+    let broken = |problem: &Problem| problem.severity == Severity::Error;
+    match compiled {
+        Some((compiled, whole)) if !problems.iter().any(broken) => Ok(Loaded {
+            snapshot: compiled.snapshot,
+            document: whole,
+            admin: compiled.admin,
+            warnings: problems,
+        }),
+        _ => Err(problems),
+    }
+}
+
+/// Puts a candidate in the place of its policy, and leaves out all others.
+fn stand_in(said: &mut Said, candidate: &str, cx: &mut Compile) -> Option<()> {
+    let block = said.candidates.good.remove(candidate);
+    let Some(block) = block else {
+        cx.at("candidates", |cx| {
+            let shown = candidate.escape_default();
+            let names = said.candidates.names.iter().map(String::as_str);
+            let help = known_names(candidate, names);
+            cx.problem_help(format!("there is no candidate `{shown}`"), help);
+        });
+        return None;
+    };
+    let Some(policy) = said.policies.good.get_mut(&block.of) else {
+        cx.at("candidates", |cx| {
+            cx.at(candidate, |cx| {
+                let of = block.of.escape_default();
+                cx.problem(format!("there is no policy `{of}`, or it cannot be used"));
+            });
+        });
+        return None;
+    };
+    *policy = block.policy(policy);
+    said.candidates.good.clear();
+    said.candidates.names.clear();
+    Some(())
 }
 
 fn strip(said: &mut Said, folder: &Path) {
@@ -73,6 +133,12 @@ fn strip(said: &mut Said, folder: &Path) {
     settings.audit = AuditConfig::default();
     settings.telemetry = TelemetryConfig::default();
     settings.revocation = RevocationConfig::default();
+    settings.candidate_state = None;
+    for candidate in said.candidates.good.values_mut() {
+        if let Some(enforce) = &mut candidate.enforce {
+            enforce.key = None;
+        }
+    }
     if let Some(assertion) = &mut settings.identity.assertion {
         assertion.key = None;
     }

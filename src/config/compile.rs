@@ -1,6 +1,6 @@
 //! Document to snapshot: each room compiles its part, and the parts are put together.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::{lint, revision};
 use crate::admin::Admin;
 use crate::authz::KnownBundles;
 use crate::bundle::Bundles;
+use crate::candidate::{Candidates, Ground, Settings};
 use crate::clock;
 use crate::limit::LimitSet;
 use crate::request::Rules;
@@ -49,6 +50,7 @@ pub(super) fn compile(
     said.issuers.good.clone_into(&mut effective.issuers);
     said.bundles.good.clone_into(&mut effective.bundles);
     said.policies.good.clone_into(&mut effective.policies);
+    said.candidates.good.clone_into(&mut effective.candidates);
     said.limits.good.clone_into(&mut effective.limits);
     said.upstreams.good.clone_into(&mut effective.upstreams);
     effective.routes = said.routes;
@@ -65,6 +67,7 @@ pub(super) fn compile(
     for (section, names) in [
         ("issuers", &said.issuers.names),
         ("policies", &said.policies.names),
+        ("candidates", &said.candidates.names),
         ("limits", &said.limits.names),
     ] {
         for name in names
@@ -93,6 +96,7 @@ pub(super) fn compile(
     let known = KnownBundles {
         compiled: &bundles.compiled,
         names: &bundles.names,
+        mandatory: true,
     };
     let mut policies = declared("policies", said.policies, cx, |name, config, cx| {
         let previous = previous.and_then(|old| old.policies.get(name));
@@ -102,6 +106,32 @@ pub(super) fn compile(
     for policy in policies.compiled.values_mut() {
         *policy = policy.settled();
     }
+    let routes_of: BTreeMap<String, String> = effective
+        .routes
+        .iter()
+        .map(|route| (route.name.clone(), route.policy.clone().unwrap_or_default()))
+        .collect();
+    let candidate_settings = Settings {
+        time: said.settings.candidate_time,
+        state: said.settings.candidate_state.clone(),
+    };
+    let before = previous.map(|old| &*old.candidates);
+    let book = candidate_settings.compile(before, cx);
+    let ground = Ground {
+        blocks: &effective.policies,
+        policies: &policies.compiled,
+        names: &policies.names,
+        routes: &routes_of,
+        bundles: &KnownBundles {
+            mandatory: false,
+            ..known
+        },
+        previous: before,
+        book: &book,
+    };
+    let candidates = declared("candidates", said.candidates, cx, |name, config, cx| {
+        config.compile(name, &ground, cx)
+    });
     let upstreams = declared("upstreams", said.upstreams, cx, |name, config, cx| {
         config.compile(name, previous.and_then(|old| old.upstreams.get(name)), cx)
     });
@@ -119,6 +149,7 @@ pub(super) fn compile(
         .client_certificate
         .compile(previous.map(|old| &old.certificates));
     let parts = Parts {
+        audit: &settings.audit,
         listeners: &listeners,
         issuers: &issuers,
         certificates: &certificates,
@@ -176,6 +207,21 @@ pub(super) fn compile(
     // Everything was read by now, so the digest covers what was compiled.
     let revision = revision(bytes, cx.digest());
     let identity = kept(identity, "identity", cx)?;
+    let rules = Rules {
+        owned: owned(&identity),
+        trusted_proxies: settings
+            .trusted_proxies
+            .iter()
+            .map(|network| network.get())
+            .collect(),
+    };
+    let candidates = Candidates::new(
+        candidates.compiled,
+        &policies.compiled,
+        rules.clone(),
+        candidate_settings.time,
+        book,
+    );
     let snapshot = Snapshot {
         revision: revision.into(),
         compiled_at: clock::now(),
@@ -183,14 +229,7 @@ pub(super) fn compile(
         files: std::iter::once(file.to_path_buf())
             .chain(cx.watched().map(Path::to_path_buf))
             .collect(),
-        rules: Rules {
-            owned: identity.owned(),
-            trusted_proxies: settings
-                .trusted_proxies
-                .iter()
-                .map(|network| network.get())
-                .collect(),
-        },
+        rules,
         listeners: listeners.compiled,
         issuers: issuers.compiled,
         certificates,
@@ -199,6 +238,7 @@ pub(super) fn compile(
             hub,
         },
         policies: policies.compiled,
+        candidates: Arc::new(candidates),
         limits: kept(limits, "limits", cx)?,
         upstreams: upstreams.compiled,
         identity,
@@ -281,4 +321,11 @@ fn check_settings(settings: &Document, cx: &mut Compile) {
             });
         });
     }
+}
+
+/// Headers that only we read or write: a trace's is taken off first of all, and in other spellings here.
+fn owned(identity: &crate::upstream::headers::IdentityHeaders) -> Vec<http::HeaderName> {
+    let mut owned = identity.owned();
+    owned.push(crate::audit::traces::HEADER);
+    owned
 }

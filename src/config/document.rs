@@ -1,5 +1,7 @@
 //! The root of the document: one field per section, each of a type that its room owns.
 
+use std::path::PathBuf;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,11 +11,12 @@ use crate::authn::client_certificate::ClientCertificateConfig;
 use crate::authn::jwt::IssuerConfig;
 use crate::authz::PolicyConfig;
 use crate::bundle::BundleConfig;
+use crate::candidate::{CandidateConfig, USUAL_TIME};
 use crate::limit::{FailureLimitConfig, LimitConfig};
 use crate::listener::ListenerConfig;
 use crate::revocation::RevocationConfig;
 use crate::route::RouteConfig;
-use crate::schema::{Named, Network, Span};
+use crate::schema::{Named, Network, Share, Span};
 use crate::telemetry::TelemetryConfig;
 use crate::upstream::UpstreamConfig;
 use crate::upstream::headers::IdentityConfig;
@@ -53,6 +56,17 @@ pub struct Document {
     /// Who may do what, by name: entry points into Rego.
     #[serde(default)]
     pub policies: Named<PolicyConfig>,
+    /// Policies that may take the place of others, by name: tried on live traffic first.
+    #[serde(default, skip_serializing_if = "Named::is_empty")]
+    pub candidates: Named<CandidateConfig>,
+    /// How much of each worker's time all candidates together may take beside requests, `0.1%` to `50%`.
+    /// What they are not asked about for want of it is counted.
+    #[serde(default = "usual_time")]
+    pub candidate_time: Share,
+    /// A file in which it is kept which candidates went back, so that they stay back after a restart, and
+    /// by what sides are drawn. Default: none; both end with the process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub candidate_state: Option<PathBuf>,
     /// How many requests are let through, by name.
     #[serde(default)]
     pub limits: Named<LimitConfig>,
@@ -85,7 +99,22 @@ const fn thirty_seconds() -> Span {
     Span::seconds(30)
 }
 
+const fn usual_time() -> Share {
+    USUAL_TIME
+}
+
 impl Document {
+    /// What it would be with a candidate in the place of its policy, and without the others; `None` when
+    /// there is no such candidate, or no such policy.
+    pub fn with_candidate(&self, name: &str) -> Option<Self> {
+        let block = self.candidates.get(name)?;
+        let mut document = self.clone();
+        let policy = document.policies.get_mut(&block.of)?;
+        *policy = block.policy(policy);
+        document.candidates.clear();
+        Some(document)
+    }
+
     /// A document that says nothing; it does not load, but its sections compile with their
     /// defaults, so that one bad section does not hide the problems of others.
     pub(super) fn empty() -> Self {
@@ -99,6 +128,9 @@ impl Document {
             client_certificate: ClientCertificateConfig::default(),
             bundles: Named::new(),
             policies: Named::new(),
+            candidates: Named::new(),
+            candidate_time: USUAL_TIME,
+            candidate_state: None,
             limits: Named::new(),
             authentication_failures: FailureLimitConfig::default(),
             upstreams: Named::new(),

@@ -74,6 +74,10 @@ fn unused(document: &Document, declared: &[(&str, &BTreeSet<String>)], cx: &mut 
     for policy in document.policies.values() {
         used.extend(policy.bundles.iter().map(|name| ("bundles", name.as_str())));
     }
+    for candidate in document.candidates.values() {
+        let bundles = candidate.bundles.iter().flatten();
+        used.extend(bundles.map(|name| ("bundles", name.as_str())));
+    }
     if cx.errors() > 0 {
         // Routes that did not load may have used them.
         return;

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use apart::{read_document, read_typed};
-pub use bare::load_for_questions;
+pub use bare::{load_for_questions, load_with_candidate};
 pub use beside::beside;
 pub use document::Document;
 pub use render::{Style, render};

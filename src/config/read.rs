@@ -26,11 +26,29 @@ pub(super) struct Said {
     pub(super) issuers: Blocks<crate::authn::jwt::IssuerConfig>,
     pub(super) bundles: Blocks<crate::bundle::BundleConfig>,
     pub(super) policies: Blocks<crate::authz::PolicyConfig>,
+    pub(super) candidates: Blocks<crate::candidate::CandidateConfig>,
     pub(super) limits: Blocks<crate::limit::LimitConfig>,
     pub(super) upstreams: Blocks<crate::upstream::UpstreamConfig>,
     pub(super) routes: Vec<RouteConfig>,
     /// Where each stands: `routes[3]`.
     pub(super) places: Vec<String>,
+}
+
+impl Said {
+    /// All that could be read, as one document.
+    pub(super) fn whole(&self) -> Document {
+        Document {
+            listeners: self.listeners.good.clone(),
+            issuers: self.issuers.good.clone(),
+            bundles: self.bundles.good.clone(),
+            policies: self.policies.good.clone(),
+            candidates: self.candidates.good.clone(),
+            limits: self.limits.good.clone(),
+            upstreams: self.upstreams.good.clone(),
+            routes: self.routes.clone(),
+            ..self.settings.clone()
+        }
+    }
 }
 
 /// The blocks of a section: the good ones, and the names of all.
@@ -140,6 +158,7 @@ fn sections(mut root: Mapping, cx: &mut Compile) -> Said {
     let issuers = blocks(&mut root, "issuers", cx);
     let bundles = blocks(&mut root, "bundles", cx);
     let policies = blocks(&mut root, "policies", cx);
+    let candidates = blocks(&mut root, "candidates", cx);
     let limits = blocks(&mut root, "limits", cx);
     let upstreams = blocks(&mut root, "upstreams", cx);
     let (places, routes) = routes(&mut root, cx).into_iter().unzip();
@@ -153,6 +172,7 @@ fn sections(mut root: Mapping, cx: &mut Compile) -> Said {
         issuers,
         bundles,
         policies,
+        candidates,
         limits,
         upstreams,
         routes,

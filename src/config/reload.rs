@@ -220,6 +220,9 @@ impl Reloader {
                 }
             }
         });
+        let candidates = cx.at("candidates", |cx| {
+            old.candidates.renewed(&policies, bundle, &content, cx)
+        });
         let failed = cx.errors() > 0;
         let (problems, _) = cx.finish();
         for problem in &problems {
@@ -241,7 +244,7 @@ impl Reloader {
             let message = format!("a policy would not be good with it: {first}{more}");
             return Err(Fault::new(Kind::Policy, message));
         }
-        (self.exchange)(old.with_policies(policies));
+        (self.exchange)(old.with_policies(policies, Arc::new(candidates)));
         bundle.activated(content);
         Ok(())
     }
@@ -335,6 +338,12 @@ fn changes(old: &Snapshot, new: &Snapshot) -> String {
         &mut parts,
     );
     compare("policies", &old.policies, &new.policies, &mut parts);
+    compare(
+        "candidates",
+        &old.candidates.named,
+        &new.candidates.named,
+        &mut parts,
+    );
     compare("upstreams", &old.upstreams, &new.upstreams, &mut parts);
     let names = |snapshot: &Snapshot| -> BTreeSet<Arc<str>> {
         snapshot

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::Route;
 use super::table::{Conditions, Entry, HostPattern, RouteTable};
 use super::template::Template;
+use crate::audit::{AuditConfig, RecordConfig};
 use crate::authn::Chain;
 use crate::authn::client_certificate::ClientCertificate;
 use crate::authn::jwt::Issuer;
@@ -99,6 +100,15 @@ pub struct RouteConfig {
     /// Ambiguous forms of paths that it accepts; all are refused unless named here.
     #[serde(default)]
     pub paths: PathRules,
+    /// How its requests are recorded. What happens when there is no room for a record: `block` lets the
+    /// request wait (`audit.patience`) and turns it away with 503 then; `spill` turns it away at once, and
+    /// needs a ledger, which has room while the disk has; `refuse` does so with any sink; `drop` lets it
+    /// pass, and counts the record that is lost. Default: as `audit.when_full`. With
+    /// `{ sample: { allow: 1%, deny: 100% }, when_full: … }` a share of the records is kept: of requests
+    /// that were allowed, and of those that were refused. What went wrong is always kept, and what is
+    /// left out is counted, in the ledger too.
+    #[serde(default, skip_serializing_if = "RecordConfig::is_default")]
+    pub record: RecordConfig,
     /// Labels that policies see.
     #[serde(default)]
     pub labels: Named<String>,
@@ -130,6 +140,8 @@ impl<T> Default for Declared<T> {
 /// What routes refer to.
 #[derive(Debug)]
 pub struct Parts<'p> {
+    /// What is said of records.
+    pub audit: &'p AuditConfig,
     /// The listeners.
     pub listeners: &'p Declared<Arc<Listener>>,
     /// The issuers.
@@ -230,6 +242,7 @@ impl RouteConfig {
             parts.upstreams.compiled.get(&self.upstream).cloned()
         });
         cx.at("bounds", |cx| check_bounds(&self.bounds, cx));
+        cx.at("record", |cx| self.record.check(parts.audit, cx));
         let upgrades = self.tunnels.compile(&self.upgrades, cx);
         cx.at("upgrades", |cx| {
             let methods = methods.as_deref().unwrap_or_default();
@@ -266,6 +279,7 @@ impl RouteConfig {
             upstream: upstream?,
             bounds: self.bounds.clone(),
             upgrades,
+            record: self.record,
         };
         Some((entry, Arc::new(route)))
     }

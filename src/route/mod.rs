@@ -23,6 +23,7 @@ use std::sync::Arc;
 pub use config::{DEFAULT_METHODS, Declared, Parts, RouteConfig, name_fault};
 pub use table::RouteTable;
 
+use crate::audit::RecordConfig;
 use crate::authn::Chain;
 use crate::authz::Policy;
 use crate::document::Value;
@@ -56,6 +57,8 @@ pub struct Route {
     pub bounds: Bounds,
     /// What it opens instead of answering.
     pub upgrades: Upgrades,
+    /// How its requests are recorded.
+    pub record: RecordConfig,
     /// What happens on it is counted here.
     pub counts: RouteCounts,
 }
@@ -74,6 +77,7 @@ impl Route {
             upstream: Arc::clone(&self.upstream),
             bounds: self.bounds.clone(),
             upgrades: self.upgrades,
+            record: self.record,
             counts: self.counts.again(),
         }
     }

@@ -19,13 +19,15 @@ use hyper::body::Incoming;
 use tokio::time::timeout;
 
 use crate::audit::Record;
+use crate::audit::traces::{self, Steps};
 use crate::authn::Caller;
 use crate::authn::Recent;
-use crate::authz::{BodyTerms, Decision, Machines, Permit, RouteFacts};
+use crate::authz::{BodyTerms, Decision, Machines, Permit, Policy, RouteFacts};
 use crate::body::Body;
+use crate::candidate::{Candidates, Contest, Seen, Shadow, Sighting};
 use crate::clock;
 use crate::intake::{self, Patience};
-use crate::lease::{self, Judged, Lease, Leases, Renewal};
+use crate::lease::{self, Judged, Lease, Leases, OpenStreams, Renewal, Wish};
 use crate::limit::Quota;
 use crate::listener;
 use crate::refusal::{Addressee, Refusal, quota_headers};
@@ -35,7 +37,7 @@ use crate::route::{Match, Route};
 use crate::snapshot::{Held, Live, Snapshot, View};
 use crate::tls::Believer;
 use crate::tunnel::{Opening, Tunnel};
-use crate::upstream::{self, Forwarding, Pools, RequestBodyFault, Trail};
+use crate::upstream::{self, Forwarding, PeerFacts, Pools, RequestBodyFault, Trail};
 
 /// The request path of one worker, with what belongs to its core alone.
 #[derive(Debug)]
@@ -45,6 +47,7 @@ pub struct Gateway {
     pools: Pools,
     recent: Recent,
     leases: Rc<Leases>,
+    shadow: Rc<Shadow<Rc<Held>>>,
 }
 
 /// A request with its record open, before anything was decided.
@@ -63,6 +66,10 @@ struct Progress {
     to: Addressee,
     record: Record,
     quota: Quota,
+    /// What is compared once there is an answer, or nobody waits for one.
+    sighting: Option<Sighting<Rc<Held>>>,
+    /// Only while somebody wants to see requests.
+    steps: Option<Box<Steps>>,
 }
 
 /// What a client gets.
@@ -107,6 +114,7 @@ impl Gateway {
             pools: Pools::default(),
             recent: Recent::default(),
             leases: Rc::default(),
+            shadow: Rc::new(Shadow::new(judged_by)),
         }
     }
 
@@ -126,16 +134,33 @@ impl Gateway {
         lease::keep(leases, epoch, judge).await;
     }
 
+    /// Asks candidates about requests that have their answers. Does not end; to be run beside the requests
+    /// of the same worker.
+    pub async fn compare(self: Rc<Self>) {
+        self.shadow.keep(&self.machines).await;
+    }
+
     /// Lets go of a configuration that is no longer in force.
     pub fn refresh(&self) {
         self.view.refresh();
-        self.machines.keep(self.view.current().policies.values());
+        let snapshot = self.view.current();
+        let candidates = snapshot.candidates.policies();
+        self.machines
+            .keep(snapshot.policies.values().chain(candidates));
+    }
+
+    /// What is open on this worker, and what it has seen of the endpoints.
+    pub async fn survey(&self, wish: &Wish) -> (OpenStreams, Vec<PeerFacts>) {
+        let streams = self.leases.survey(wish).await;
+        (streams, self.pools.survey())
     }
 
     /// Opens the record of a request. Not a part of [`Gateway::handle`], for a future may be dropped
     /// before it is polled: the client that hung up with its last byte leaves a record too.
-    pub fn receive(&self, conn: Arc<ConnInfo>, request: Request<Incoming>) -> Received {
+    pub fn receive(&self, conn: Arc<ConnInfo>, mut request: Request<Incoming>) -> Received {
         let received_at = clock::now();
+        // First of all: nobody else may see what it takes off.
+        let steps = self.view.traces().watch(request.headers_mut());
         let epoch = self.view.epoch();
         let snapshot = self.view.current();
         let id = RequestId::random();
@@ -157,6 +182,8 @@ impl Gateway {
                 realm: None,
             },
             quota: Quota::default(),
+            sighting: None,
+            steps,
         };
         Received {
             conn,
@@ -189,7 +216,12 @@ impl Gateway {
             to,
             mut record,
             quota,
+            // Dropped behind the answer, and compared then.
+            sighting: _sighting,
+            steps,
         } = progress;
+        let traces = self.view.traces();
+        traces.finish(steps, to.id.as_str(), outcome.is_err());
         let granted = match outcome {
             Ok(granted) => granted,
             Err(refusal) => {
@@ -218,7 +250,7 @@ impl Gateway {
 
     async fn enforce(
         &self,
-        snapshot: &Snapshot,
+        snapshot: &Rc<Held>,
         epoch: u64,
         conn: &Arc<ConnInfo>,
         request: Request<Incoming>,
@@ -227,17 +259,17 @@ impl Gateway {
     ) -> Result<Granted, Refusal> {
         let record = &mut progress.record;
 
-        // With `when_full: refuse` nothing happens that could not be recorded.
-        if !record.has_room() {
-            return Err(Refusal::Overloaded("there is no room for its record"));
-        }
-
         // One way to read it, or none.
         let trace = snapshot.tracing.context(request.headers());
         record.trace(&trace);
         let id = progress.to.id;
-        let (mut request, body) =
-            InboundRequest::parse(conn, id, request, received_at, &snapshot.rules)?;
+        let parsed = InboundRequest::parse(conn, id, request, received_at, &snapshot.rules);
+        if !record.has_room() {
+            // Nothing happens that could not be recorded, unless that is allowed. Boxed: it is rare.
+            let asked = parsed.as_ref().ok().map(|(asked, _)| asked);
+            Box::pin(recordable(snapshot, record, asked)).await?;
+        }
+        let (mut request, body) = parsed?;
         progress.to = Addressee::of(&request);
         record.request(&request);
 
@@ -256,6 +288,7 @@ impl Gateway {
             let renewed = Box::pin(self.renew(snapshot, &request, record)).await;
             return renewed.map(Granted::from);
         }
+        traces::begin(&mut progress.steps, "route");
         let found = snapshot.routes.find(&request);
         let rules = found
             .as_ref()
@@ -266,13 +299,16 @@ impl Gateway {
             .map_err(Malformed::Path)?;
         let found = found.ok_or(Refusal::NoRoute)?;
         let route = found.route;
-        record.route(&route.name, &route.counts);
+        record.route(&route.name, &route.counts, route.record);
+        traces::route(&mut progress.steps, &route.name);
         route.upgrades.admit(&mut request)?;
 
         // How much, before any cost.
+        traces::begin(&mut progress.steps, "screen");
         progress.quota = route.limits.screen(&request)?;
 
         // Who.
+        traces::begin(&mut progress.steps, "authenticate");
         let authenticated = match route.limits.slowed(&request) {
             None => {
                 let authenticating = pin!(route.authn.authenticate(&self.recent, &request));
@@ -294,6 +330,10 @@ impl Gateway {
             }
         };
         record.caller(&caller);
+        if let Some(identity) = caller.identity() {
+            let client = identity.client.as_deref();
+            traces::caller(&mut progress.steps, Some(&identity.subject), client);
+        }
 
         // What they send, as far as the policy looks at it.
         let mut body = Sent::Untouched(body);
@@ -304,30 +344,52 @@ impl Gateway {
                 progress.to.challenged(&request);
                 return Err(revoked.into());
             }
+            traces::begin(&mut progress.steps, "body");
             // Boxed: most policies do not, and all requests would hold room for it.
             body = Box::pin(taken_in(snapshot, route, terms, &mut request, body, record)).await?;
         }
 
         // Whether it is still theirs, and whether they may.
-        let permit = match self.decide(snapshot, &found, &request, caller) {
+        traces::begin(&mut progress.steps, "authorize");
+        let mut seen = None;
+        let decided = self.decide(snapshot, &found, &request, caller, &mut seen);
+        let by = match &decided {
+            Ok(permit) => {
+                record.permitted(permit);
+                Some(&permit.decided_by)
+            }
+            Err(Refusal::Denied(denial)) => {
+                record.denied(denial);
+                Some(&denial.decided_by)
+            }
+            Err(_) => None,
+        };
+        if let Some(by) = by {
+            let policy = snapshot.candidates.asked(by, &route.policy);
+            record.asked(policy, &request, &facts(&found), body.is_unread());
+        }
+        let request = Rc::new(request);
+        // What others would have said of it is asked behind the answer.
+        progress.sighting = seen.map(|seen| {
+            let (held, request) = (Rc::clone(snapshot), Rc::clone(&request));
+            self.shadow.see(held, request, record.decision_id(), seen)
+        });
+        let permit = match decided {
             Ok(permit) => permit,
             Err(refusal) => {
-                if let Refusal::Denied(denial) = &refusal {
-                    record.denied(denial);
-                }
                 progress.to.challenged(&request);
                 return Err(refusal);
             }
         };
-        record.permitted(&permit);
 
         // How much, by who they are.
+        traces::begin(&mut progress.steps, "admit");
         let quota = route.limits.admit(&request, &permit)?;
         progress.quota = std::mem::take(&mut progress.quota).tighter(quota);
 
         // To where, for as long as the permission lasts.
+        traces::begin(&mut progress.steps, "forward");
         record.upstream(&route.upstream.name);
-        let request = Rc::new(request);
         let lease = |request| {
             let judged = Judged {
                 epoch,
@@ -375,7 +437,7 @@ impl Gateway {
             return Ok(response.into());
         }
         let hold = hold.unwrap_or_else(|| lease(Rc::clone(&request)));
-        hold.settle_in();
+        hold.settle_in(&route.name);
         record.leased(hold.lease());
         let Some(far) = far else {
             return Ok(lease::bind(response, hold, progress.to.grpc).into());
@@ -394,20 +456,51 @@ impl Gateway {
         found: &Match<'_>,
         request: &InboundRequest,
         caller: Caller,
+        seen: &mut Option<Seen>,
     ) -> Result<Permit, Refusal> {
         let route = found.route;
         snapshot
             .revocation
             .check(&caller, &request.conn, route.stale, request.received_at)?;
-        let facts = RouteFacts {
-            name: &route.name,
-            params: &found.params,
-            labels: &route.labels,
+        let facts = facts(found);
+        let decision = match snapshot.candidates.contest(&route.policy) {
+            None => route.policy.decide(&self.machines, request, &facts, caller),
+            Some(contest) => {
+                self.contested(&snapshot.candidates, contest, request, &facts, caller, seen)
+            }
         };
-        match route.policy.decide(&self.machines, request, &facts, caller) {
+        match decision {
             Decision::Allow(permit) => permit.within(&snapshot.rules).map_err(Refusal::Denied),
             Decision::Deny(denial) => Err(denial.into()),
         }
+    }
+
+    /// The decision of a policy with candidates, or of the candidate on whose side the request is.
+    fn contested(
+        &self,
+        candidates: &Candidates,
+        contest: &Contest,
+        request: &InboundRequest,
+        facts: &RouteFacts<'_>,
+        caller: Caller,
+        seen: &mut Option<Seen>,
+    ) -> Decision {
+        let by = contest.by(request, facts.name, &caller);
+        let policy: &Policy = by.map_or(contest.policy(), |(_, candidate)| &candidate.policy);
+        let place = by.map(|(place, _)| place);
+        if !self.shadow.wants(candidates, contest, &request.id, place) {
+            return policy.decide(&self.machines, request, facts, caller);
+        }
+        let (decision, said) = policy.judge(&self.machines, request, facts, caller.clone());
+        if let Some((_, candidate)) = by {
+            self.shadow.decided(candidate, said.allows());
+        }
+        *seen = Some(Seen {
+            caller,
+            said,
+            by: place,
+        });
+        decision
     }
 
     /// Renews the permissions of the streams that are open on the request's connection with the
@@ -506,7 +599,19 @@ impl Gateway {
             failure,
             bearer: route.authn.takes_bearer(),
         })?;
-        self.decide(&snapshot, &found, request, caller)
+        // What was compared when the stream began is not compared again.
+        let mut seen = None;
+        let decided = self.decide(&snapshot, &found, request, caller, &mut seen);
+        if let Some(seen) = seen {
+            // Compared like a request: a candidate that ends streams is judged by that, too. The
+            // record is that of the stream, by the request's id.
+            let again = Rc::new(request.clone());
+            drop(
+                self.shadow
+                    .see(Rc::clone(&snapshot), again, request.id, seen),
+            );
+        }
+        decided
     }
 
     /// Whether the connection's certificate, if it has one, is still believed: by what is in force
@@ -531,6 +636,40 @@ impl Gateway {
 
     fn believer(&self, conn: &ConnInfo) -> Believer {
         listener::believer(&self.view.current().listeners, &conn.listener, conn.local)
+    }
+}
+
+/// There is no room for the record: whether the request goes on, as its route says, or as is said for
+/// all when it has none.
+async fn recordable(
+    snapshot: &Snapshot,
+    record: &mut Record,
+    asked: Option<&InboundRequest>,
+) -> Result<(), Refusal> {
+    let found = asked.and_then(|request| snapshot.routes.find(request));
+    let room = record.room(found.map(|found| found.route.record)).await;
+    room.then_some(())
+        .ok_or(Refusal::Overloaded("there is no room for its record"))
+}
+
+/// Finds again what a request was judged by, for [`Shadow`].
+fn judged_by(
+    held: &Rc<Held>,
+    request: &InboundRequest,
+    then: &mut dyn FnMut(&Candidates, &Arc<Policy>, &RouteFacts<'_>),
+) {
+    if let Some(found) = held.routes.find(request) {
+        let facts = facts(&found);
+        then(&held.candidates, &found.route.policy, &facts);
+    }
+}
+
+/// What the route contributes to a decision.
+fn facts<'m>(found: &'m Match<'_>) -> RouteFacts<'m> {
+    RouteFacts {
+        name: &found.route.name,
+        params: &found.params,
+        labels: &found.route.labels,
     }
 }
 
@@ -594,6 +733,14 @@ impl Sent {
         }
     }
 
+    /// Whether there is a body of which nothing was read.
+    fn is_unread(&self) -> bool {
+        match self {
+            Self::Untouched(body) => !body.is_end_stream(),
+            Self::TakenIn(_) => false,
+        }
+    }
+
     /// For as long as the permission lasts.
     fn under(self, lease: Option<Rc<Lease>>, record: &mut Record) -> Body {
         match self {
@@ -626,6 +773,11 @@ where
             return Poll::Ready(Some(Err(lapse.to_string().into())));
         }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let (Some(lease), Poll::Ready(Some(Ok(frame)))) = (&self.lease, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            lease.received(data.len());
+        }
         frame.map_err(Into::into)
     }
 

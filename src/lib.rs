@@ -41,7 +41,9 @@
 //! | see what ends a permission early | [`revocation`]; what tells of it is the [`epoch`] |
 //! | see how an open stream ends with its permission | [`lease`]; WebSocket and `CONNECT`: [`tunnel`] |
 //! | check what is recorded | [`audit`] |
+//! | see how it is told why a policy said no | [`authz::workbench::why`]; of a record: [`audit::why`] |
 //! | try policies, or ask who may what | [`policy`] |
+//! | try a policy on live traffic | [`candidate`] |
 //! | bound a fetch from outside | [`fetch`]; policies from outside: [`bundle`] |
 //! | see how the process starts and ends | [`run`] |
 //!
@@ -51,7 +53,7 @@
 //!
 //! ```text
 //! clock · epoch · metrics · schema · document · body · tls · kept · fetch · bundle · request · telemetry ·
-//! authn · revocation · authz · limit · upstream · intake · refusal · lease · audit · tunnel · listener ·
+//! authn · revocation · authz · candidate · limit · upstream · intake · refusal · lease · audit · tunnel · listener ·
 //! route · snapshot · admin ·
 //! config · gateway · server · policy · run · dev · main
 //! ```
@@ -82,6 +84,7 @@
 //!    method list. There is no permissive default. A route without authentication or without policy
 //!    does not load; an open route says so.
 //!    - `policy::errors_of_the_engine_deny`
+//!    - `candidates::a_candidate_is_compared_behind_the_answer_and_changes_none`
 //!    - `bundles::before_the_first_bundle_nobody_is_let_in_and_then_it_decides_and_changes`
 //!    - `bundles::a_bundle_must_be_signed_as_configured_and_is_never_silently_older`
 //!    - `keys::without_keys_nobody_is_let_in_and_readiness_says_why`
@@ -117,6 +120,7 @@
 //!    - `promises::a_stream_ends_when_its_token_does`
 //!    - `leases::a_change_between_the_check_and_the_stream_is_not_missed`
 //!    - `leases::a_policy_that_now_says_no_ends_that_stream_and_no_other`
+//!    - `candidates::open_streams_are_judged_and_compared_again_and_by_the_policy_when_it_goes_back`
 //!    - `leases::a_long_upload_is_refused_in_its_middle`
 //!    - `promises::a_stream_is_judged_again_when_the_policy_wants_to_be_asked`
 //!    - `authn::a_cached_token_still_expires`
@@ -152,11 +156,13 @@
 //! ```
 
 pub mod admin;
+pub mod ascii;
 pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod body;
 pub mod bundle;
+pub mod candidate;
 pub mod clock;
 pub mod config;
 pub mod dev;

@@ -43,7 +43,7 @@ pub enum AskError {
 ///
 /// # Errors
 /// [`AskError`].
-pub(super) fn ask(
+pub fn ask(
     admin: &Admin,
     method: &str,
     path: &str,

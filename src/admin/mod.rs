@@ -1,15 +1,25 @@
-//! The admin listener: live, ready, metrics, configuration, reload. Never reachable from a data port.
+//! The admin listener: live, ready, metrics, configuration, reload, and a page for people. Never
+//! reachable from a data port.
 //!
 //! It speaks plain HTTP/1.1 on its own socket, on the control thread, one request per connection,
 //! with bounds on connections, time and size. Browsers are kept out twice: the `Host` must be an
 //! address or a name from the configuration (DNS rebinding), and what changes anything needs a header
-//! that no page can send across origins without being asked first.
+//! that no page can send across origins without being asked first. The one page that may read is our
+//! own (`page`): where a token is configured it gets a session for it (`sessions`), which reads and
+//! changes nothing.
 
+mod candidates;
 mod client;
+mod decisions;
 mod keys;
 mod order;
+mod overview;
+mod page;
 mod pages;
 mod revocations;
+mod sessions;
+mod survey;
+mod traces;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -30,14 +40,15 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::timeout;
 
-pub use client::AskError;
+pub use client::{AskError, ask};
 pub use order::{Done, Order};
+pub use survey::{WorkerView, Workers};
 
+use self::sessions::Sessions;
 use crate::request::Host;
 use crate::schema::{Compile, Problem, Secret, SecretRef};
 use crate::snapshot::Live;
@@ -72,6 +83,13 @@ const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 /// The shortest token that can stand against guessing.
 const SHORTEST_TOKEN: usize = 16;
 
+/// Keeps what is answered out of pages of other origins.
+const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+
+/// From where a browser says that a request comes, and what for.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
 /// What a request that changes something carries when there is no token. A page of another origin
 /// cannot send it without a preflight, which is never answered with consent.
 const INTENT: HeaderName = HeaderName::from_static("x-portcullis-admin");
@@ -85,8 +103,8 @@ pub struct AdminConfig {
     pub address: Option<SocketAddr>,
     /// Lets the address be other than this machine's own. Needs a `token`.
     pub allow_remote: bool,
-    /// A secret of 16 bytes or more that `/config`, `/status`, `/keys`, `/revocations` and what changes
-    /// anything require as `Authorization: Bearer …`.
+    /// A secret of 16 bytes or more that everything but `/live`, `/ready` and `/metrics` requires as
+    /// `Authorization: Bearer …`. The page at `/` asks for it and opens a session, which reads only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<SecretRef>,
     /// Names under which the listener may be asked, beside `localhost` and addresses.
@@ -174,6 +192,12 @@ pub struct AdminState {
     /// When the process began to serve.
     pub started: Instant,
     reloading: Mutex<()>,
+    workers: Workers,
+    sessions: Sessions,
+    /// Who may wait for decisions at one time.
+    waiting: Semaphore,
+    /// Who may have a decision explained at one time.
+    explaining: Arc<Semaphore>,
 }
 
 impl fmt::Debug for AdminState {
@@ -191,6 +215,7 @@ impl AdminState {
         reload: Reload,
         draining: Arc<AtomicBool>,
         access: Arc<ArcSwap<Admin>>,
+        workers: Workers,
     ) -> Self {
         Self {
             live,
@@ -199,6 +224,10 @@ impl AdminState {
             access,
             started: Instant::now(),
             reloading: Mutex::new(()),
+            workers,
+            sessions: Sessions::default(),
+            waiting: Semaphore::new(decisions::MAX_WAITING),
+            explaining: Arc::new(Semaphore::new(decisions::MAX_EXPLAINING)),
         }
     }
 }
@@ -255,6 +284,8 @@ struct Page {
     status: StatusCode,
     content_type: &'static str,
     text: String,
+    /// What a browser keeps.
+    cookie: Option<HeaderValue>,
 }
 
 async fn answer<B>(state: &AdminState, request: Request<B>) -> Response<Full<Bytes>>
@@ -265,10 +296,16 @@ where
     // A body is read only where one is taken, from whoever may send one; otherwise the connection
     // ends with the answer.
     let (head, body) = request.into_parts();
-    let page = match check(state, &head.headers) {
+    let mut page = match check(state, &head).await {
         Err(page) => page,
         Ok(trusted) => page(state, &head, trusted, body).await,
     };
+    let policy = if page.content_type == page::HTML {
+        page::POLICY
+    } else {
+        "default-src 'none'; frame-ancestors 'none'"
+    };
+    let cookie = page.cookie.take();
     let mut text = Bytes::from(page.text);
     if head.method == Method::HEAD {
         text.clear();
@@ -280,12 +317,18 @@ where
         (http::header::CONTENT_TYPE, page.content_type),
         (CACHE_CONTROL, "no-store"),
         (http::header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (
-            http::header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; frame-ancestors 'none'",
-        ),
+        (http::header::CONTENT_SECURITY_POLICY, policy),
+        (http::header::REFERRER_POLICY, "no-referrer"),
+        // No page of another origin takes this for a picture or a script.
+        (RESOURCE_POLICY, "same-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
+    }
+    if let Some(cookie) = cookie {
+        headers.insert(http::header::SET_COOKIE, cookie);
+    }
+    if page.status == StatusCode::TOO_MANY_REQUESTS {
+        headers.insert(http::header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if page.status == StatusCode::UNAUTHORIZED {
         let challenge = HeaderValue::from_static("Bearer realm=\"portcullis-admin\"");
@@ -300,9 +343,22 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let path = head.uri.path();
+    if sessions::is_here(path) {
+        return sessions::find(state, head, trusted.intent, body).await;
+    }
+    if let Some(page) = page::find(&head.method, path, &head.headers) {
+        return page;
+    }
+    if candidates::is_here(path) {
+        return candidates::find(state, &head.method, path, trusted);
+    }
+    if decisions::is_here(path) {
+        return decisions::find(state, &head.method, &head.uri, trusted).await;
+    }
     let (revocations, keys) = (revocations::is_here(path), keys::is_here(path));
-    if !revocations && !keys {
-        return pages::find(state, &head.method, path, trusted).await;
+    let traces = traces::is_here(path);
+    if !revocations && !keys && !traces {
+        return pages::find(state, &head.method, &head.uri, trusted).await;
     }
     let changes = matches!(head.method, Method::POST | Method::DELETE);
     let body = if changes && trusted.token && trusted.intent {
@@ -313,7 +369,9 @@ where
     } else {
         Bytes::new()
     };
-    if keys {
+    if traces {
+        traces::find(state, &head.method, &head.uri, trusted, &body).await
+    } else if keys {
         keys::find(state, &head.method, path, trusted, &body).await
     } else {
         revocations::find(state, &head.method, &head.uri, trusted, &body).await
@@ -349,34 +407,68 @@ struct Trusted {
     intent: bool,
 }
 
-fn check(state: &AdminState, headers: &HeaderMap) -> Result<Trusted, Page> {
+async fn check(state: &AdminState, head: &http::request::Parts) -> Result<Trusted, Page> {
+    let headers = &head.headers;
     if !host_is_ours(state, headers) {
         return Err(pages::problem(
             StatusCode::MISDIRECTED_REQUEST,
             "the admin listener is not served under this host",
         ));
     }
-    if headers.contains_key(ORIGIN) {
+    if is_foreign(head) {
         return Err(pages::problem(
             StatusCode::FORBIDDEN,
             "the admin listener does not serve pages of other origins",
         ));
     }
     let presented = presented_token(headers);
-    let access = state.access.load();
-    let token = match (&access.token, presented) {
-        (None, _) => true,
-        (Some(_), None) => false,
-        (Some(token), Some(presented)) if bool::from(token.expose().ct_eq(presented)) => true,
-        (Some(_), Some(_)) => {
-            return Err(pages::problem(
-                StatusCode::UNAUTHORIZED,
-                "the token is wrong",
-            ));
+    // Not held while a guess waits for its answer: a reload may replace it.
+    let access = state.access.load_full();
+    let reading = matches!(head.method, Method::GET | Method::HEAD);
+    let (token, session) = match (&access.token, presented) {
+        (None, _) => (true, false),
+        // A session reads. What changes something wants the token itself.
+        (Some(_), None) => (reading && sessions::open(state, headers).is_some(), true),
+        (Some(token), Some(presented)) => {
+            state.sessions.try_token(token, presented).await?;
+            (true, false)
         }
     };
-    let intent = (access.token.is_some() && token) || headers.contains_key(INTENT);
+    let intent = (access.token.is_some() && token && !session) || headers.contains_key(INTENT);
     Ok(Trusted { token, intent })
+}
+
+/// Whether a page of another origin sent it. Our own page reads, which browsers do without an
+/// `Origin`, and begins and ends its session, which they do with ours. What says where it comes from
+/// (`Sec-Fetch-Site`) must say: from here, or from nobody; but the page itself may be linked to, for it
+/// holds nothing.
+fn is_foreign(head: &http::request::Parts) -> bool {
+    let headers = &head.headers;
+    let path = head.uri.path();
+    let posts = head.method == Method::POST && matches!(path, "/login" | "/logout");
+    if headers.contains_key(ORIGIN) && !(posts && origin_is_ours(headers)) {
+        return true;
+    }
+    let linked = head.method == Method::GET
+        && path == "/"
+        && headers
+            .get(FETCH_MODE)
+            .is_some_and(|mode| mode == "navigate");
+    let known = |site: &HeaderValue| site == "same-origin" || site == "none";
+    !linked && !headers.get_all(FETCH_SITE).iter().all(known)
+}
+
+/// Whether it names the very host and port that are asked, which [`host_is_ours`] has seen.
+fn origin_is_ours(headers: &HeaderMap) -> bool {
+    let mut origins = headers.get_all(ORIGIN).iter();
+    let (Some(origin), None) = (origins.next(), origins.next()) else {
+        return false;
+    };
+    let host = headers.get(HOST).map(HeaderValue::as_bytes);
+    let rest = [&b"http://"[..], b"https://"]
+        .iter()
+        .find_map(|scheme| origin.as_bytes().strip_prefix(*scheme));
+    rest.is_some() && rest == host
 }
 
 fn presented_token(headers: &HeaderMap) -> Option<&[u8]> {

@@ -3,10 +3,10 @@
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
-use http::{Method, StatusCode};
+use http::{Method, StatusCode, Uri};
 use serde_json::{Map, Value, json};
 
-use super::{AdminState, Page, Trusted};
+use super::{AdminState, Page, Trusted, overview, survey};
 use crate::authn::jwt::Origin;
 use crate::authz::cost::LiveCost;
 use crate::clock;
@@ -21,7 +21,7 @@ const YAML: &str = "application/yaml";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 const INDEX: &str = "\
-portcullis admin
+portcullis admin        the page for people is here too: open this address in a browser
 
 GET  /live     the process answers
 GET  /ready    whether traffic should come here, with reasons
@@ -29,8 +29,23 @@ GET  /metrics  numbers, as OpenMetrics text
 GET  /config   the configuration in force, defaults filled in, secrets as references  (token)
 GET  /status   revision, issuers, policies, upstreams, limits                         (token)
 GET  /bundles  each bundle: revision, files, last request, success and error          (token)
+GET  /overview requests, decisions, refusals, what needs somebody                     (token)
+GET  /limits   what each limit allows, how full it is, whom it turned away            (token)
+GET  /upstreams   endpoints as the workers have seen them, attempts, who uses them    (token)
+GET  /streams  what is open under a permission; route=, caller=, limit=               (token)
 GET  /policies the costliest rules of every policy, from one evaluation in 64         (token)
 GET  /keys     the keys of every issuer: kids, thumbprints, ages, what is distrusted  (token)
+GET  /decisions   the last decisions; after=, before=, limit=, wait=, and filters:    (token)
+               route=, caller=, decision=, code=, status=, policy=
+GET  /decisions/ID   one of them, by its decision id or request id, and why           (token)
+GET  /candidates   what candidates would change; /candidates/NAME for one           (token)
+POST /candidates/NAME/reset|resume|back   count anew; let it decide again; let its
+               policy decide again                                              (likewise)
+GET  /traces   which requests are being traced                                        (token)
+GET  /traces/ID   what one has seen: stages, record, why; after=, wait=               (token)
+POST /traces   trace requests: {\"route\": NAME}, {\"caller\": SUBJECT} or
+               {\"header\": true}; \"count\": 10, \"for\": \"60s\"                (token, as below)
+DELETE /traces/ID   end a trace                                               (token, as below)
 POST /reload   load the configuration anew; problems as JSON                          (token, or
                `X-Portcullis-Admin: 1` where no token is configured)
 GET  /revocations   what is revoked; issuer=, kind=, limit=, after=                   (token)
@@ -43,12 +58,8 @@ POST /keys/trust     believe it again, with the same body                       
 ";
 
 /// The page at `path`.
-pub(super) async fn find(
-    state: &AdminState,
-    method: &Method,
-    path: &str,
-    trusted: Trusted,
-) -> Page {
+pub(super) async fn find(state: &AdminState, method: &Method, uri: &Uri, trusted: Trusted) -> Page {
+    let path = uri.path();
     let reading = matches!(*method, Method::GET | Method::HEAD);
     let posting = *method == Method::POST;
     match path {
@@ -59,7 +70,10 @@ pub(super) async fn find(
             let text = state.live.current().metrics.encode();
             page(StatusCode::OK, OPEN_METRICS, text)
         }
-        "/config" | "/status" | "/policies" | "/bundles" | "/reload" if !trusted.token => {
+        "/config" | "/status" | "/policies" | "/bundles" | "/reload" | "/overview" | "/limits"
+        | "/upstreams" | "/streams"
+            if !trusted.token =>
+        {
             untrusted()
         }
         "/config" if reading => {
@@ -69,10 +83,16 @@ pub(super) async fn find(
         "/status" if reading => status(state),
         "/bundles" if reading => bundles(state),
         "/policies" if reading => policies(state),
+        "/overview" if reading => overview::overview(state),
+        "/limits" if reading => overview::limits(state),
+        "/upstreams" if reading => survey::upstreams(state).await,
+        "/streams" if reading => survey::streams(state, uri).await,
         "/reload" if posting && !trusted.intent => unmeant(),
         "/reload" if posting => reload(state).await,
         "/" | "/live" | "/ready" | "/metrics" | "/config" | "/status" | "/policies"
-        | "/bundles" | "/reload" => wrong_method(),
+        | "/bundles" | "/reload" | "/overview" | "/limits" | "/upstreams" | "/streams" => {
+            wrong_method()
+        }
         _ => problem(StatusCode::NOT_FOUND, "there is no such page"),
     }
 }
@@ -111,11 +131,18 @@ pub(super) fn answer(status: StatusCode, document: &Value) -> Page {
     page(status, JSON, format!("{document:#}\n"))
 }
 
-fn page(status: StatusCode, content_type: &'static str, text: String) -> Page {
+/// JSON that is written already.
+pub(super) fn raw_json(text: String) -> Page {
+    page(StatusCode::OK, JSON, text)
+}
+
+/// A page of some kind.
+pub(super) fn page(status: StatusCode, content_type: &'static str, text: String) -> Page {
     Page {
         status,
         content_type,
         text,
+        cookie: None,
     }
 }
 
@@ -139,7 +166,7 @@ fn ready(state: &AdminState) -> Page {
 
 /// Why traffic should not come here now. A gateway without the keys of an issuer refuses that
 /// issuer's callers, so it says so before it gets any.
-fn reasons(snapshot: &Snapshot, draining: bool) -> Vec<String> {
+pub(super) fn reasons(snapshot: &Snapshot, draining: bool) -> Vec<String> {
     let mut reasons = Vec::new();
     if draining {
         reasons.push("draining: the gateway is about to leave".to_owned());
@@ -193,7 +220,7 @@ fn routes_refuse(snapshot: &Snapshot) -> bool {
 
 /// What is wrong without keeping traffic away: another replica would fare no better, or this one
 /// does its work from what it has.
-fn warnings(snapshot: &Snapshot) -> Vec<String> {
+pub(super) fn warnings(snapshot: &Snapshot) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, issuer) in &snapshot.issuers {
         let keys = issuer.status();
@@ -246,6 +273,7 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
             ));
         }
     }
+    warnings.extend(snapshot.candidates.warnings());
     let (stale, others) = snapshot.revocation.faults(clock::now());
     if !routes_refuse(snapshot) {
         warnings.extend(stale);
@@ -253,6 +281,14 @@ fn warnings(snapshot: &Snapshot) -> Vec<String> {
     warnings.extend(others);
     if snapshot.audit.failing() {
         warnings.push("audit: records cannot be written".to_owned());
+    }
+    for (name, ship) in snapshot.audit.shipping() {
+        if let Some(error) = ship.error {
+            warnings.push(format!(
+                "audit: sink {name} is {} records and {} s behind, which wait in the ledger: {error}",
+                ship.behind_records, ship.behind_seconds
+            ));
+        }
     }
     warnings
 }
@@ -267,9 +303,13 @@ fn bundles(state: &AdminState) -> Page {
             let users = snapshot.policies.iter();
             let users = users.filter(|(_, policy)| policy.uses(name));
             let users: Vec<&str> = users.map(|(name, _)| name.as_str()).collect();
+            let tried = snapshot.candidates.named.iter();
+            let tried = tried.filter(|(_, candidate)| candidate.policy.uses(name));
+            let tried: Vec<&str> = tried.map(|(name, _)| name.as_str()).collect();
             let mut status = json!(bundle.status());
             if let Value::Object(members) = &mut status {
                 members.insert("policies".to_owned(), json!(users));
+                members.insert("candidates".to_owned(), json!(tried));
             }
             (name.clone(), status)
         })
@@ -352,6 +392,21 @@ fn status(state: &AdminState) -> Page {
             (name.clone(), state)
         })
         .collect();
+    let candidates: Map<String, Value> = snapshot
+        .candidates
+        .named
+        .iter()
+        .map(|(name, candidate)| {
+            let state = json!({
+                "of": &**candidate.of(),
+                "revision": candidate.policy.revision(),
+                "engine": candidate.policy.engine(),
+                "standing": candidate.standing(),
+                "back": candidate.back().map(|back| back.why),
+            });
+            (name.clone(), state)
+        })
+        .collect();
     let listeners: Map<String, Value> = snapshot
         .listeners
         .iter()
@@ -391,6 +446,7 @@ fn status(state: &AdminState) -> Page {
         "listeners": listeners,
         "issuers": issuers,
         "policies": policies,
+        "candidates": candidates,
         "upstreams": upstreams,
         "limits": limits,
         "revocation": revocation(&snapshot),
@@ -398,6 +454,7 @@ fn status(state: &AdminState) -> Page {
             "accepting": snapshot.audit.accepting(),
             "waiting": snapshot.audit.waiting(),
             "failing": snapshot.audit.failing(),
+            "ship": snapshot.audit.shipping(),
         },
     });
     answer(StatusCode::OK, &document)

@@ -33,6 +33,7 @@ fn snapshot() -> Snapshot {
         certificates: crate::authn::client_certificate::ClientCertificateConfig::default()
             .compile(None),
         policies: [].into(),
+        candidates: Arc::default(),
         limits: LimitSet::default(),
         upstreams: [].into(),
         identity: Arc::new(IdentityHeaders::default()),
@@ -71,6 +72,7 @@ async fn start(token: bool, outcome: Result<String, Vec<Problem>>) -> Served {
         reload,
         Arc::clone(&draining),
         Arc::new(ArcSwap::from_pointee(admin)),
+        Workers::asked_by(|_| (0, tokio::sync::mpsc::unbounded_channel().1)),
     ));
     tokio::spawn(serve(listener, state));
     Served { address, draining }
@@ -300,4 +302,179 @@ fn an_admin_listener_is_local_unless_said_and_secured() {
     assert_eq!(with_token("short").1, ["admin.token"]);
     let admin = with_token(&format!("{TOKEN}\n")).0.unwrap();
     assert_eq!(admin.token.unwrap().expose(), TOKEN.as_bytes());
+}
+
+/// The answer with its head.
+async fn whole(served: &Served, line: &str, headers: &[&str], body: &str) -> String {
+    let headers: String = headers
+        .iter()
+        .map(|header| format!("{header}\r\n"))
+        .collect();
+    let host = if headers.contains("host:") {
+        String::new()
+    } else {
+        format!("host: {}\r\n", served.address)
+    };
+    let length = body.len();
+    let request =
+        format!("{line} HTTP/1.1\r\n{host}{headers}content-length: {length}\r\n\r\n{body}");
+    served.raw(&request).await
+}
+
+#[tokio::test]
+async fn a_browser_gets_the_page_under_a_policy_without_inline_and_eval() {
+    let served = start(true, reloaded()).await;
+    let page = whole(&served, "GET /", &["accept: text/html,*/*;q=0.8"], "").await;
+    assert!(
+        page.starts_with("HTTP/1.1 200") && page.contains("<!doctype html>"),
+        "{page}"
+    );
+    let policy = page
+        .lines()
+        .find_map(|line| line.strip_prefix("content-security-policy: "))
+        .unwrap();
+    assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"));
+    assert!(!policy.contains("unsafe") && !policy.contains('*') && !policy.contains("data:"));
+    assert!(policy.contains("require-trusted-types-for 'script'"));
+    assert!(page.contains("cross-origin-resource-policy: same-origin"));
+    let index = whole(&served, "GET /", &["accept: */*"], "").await;
+    assert!(index.contains("portcullis admin") && !index.contains("<!doctype"));
+    for (path, kind) in [
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+        ("/icon.svg", "image/svg+xml"),
+    ] {
+        let part = whole(&served, &format!("GET {path}"), &[], "").await;
+        assert!(part.contains(&format!("content-type: {kind}")), "{path}");
+        assert!(part.contains("content-security-policy: default-src 'none'"));
+        assert_eq!(served.ask(&format!("POST {path}"), &[]).await.0, 405);
+    }
+}
+
+#[tokio::test]
+async fn a_page_of_another_origin_reads_nothing_and_ours_posts_nothing_but_its_session() {
+    let served = start(false, reloaded()).await;
+    let own = format!("origin: http://{}", served.address);
+    // Reading needs no Origin, so none is taken, not even ours.
+    assert_eq!(served.ask("GET /status", &[&own]).await.0, 403);
+    for line in ["POST /reload", "POST /revocations", "DELETE /revocations"] {
+        let headers = [own.as_str(), "x-portcullis-admin: 1"];
+        assert_eq!(served.ask(line, &headers).await.0, 403, "{line}");
+    }
+    for site in ["cross-site", "same-site", "something"] {
+        let site = format!("sec-fetch-site: {site}");
+        assert_eq!(served.ask("GET /status", &[&site]).await.0, 403, "{site}");
+        assert_eq!(served.ask("GET /page.js", &[&site]).await.0, 403, "{site}");
+        let linked = [
+            site.as_str(),
+            "sec-fetch-mode: navigate",
+            "accept: text/html",
+        ];
+        assert_eq!(served.ask("GET /", &linked).await.0, 200, "{site}");
+        let not_linked = [site.as_str(), "sec-fetch-mode: no-cors"];
+        assert_eq!(served.ask("GET /", &not_linked).await.0, 403, "{site}");
+        let elsewhere = [site.as_str(), "sec-fetch-mode: navigate"];
+        assert_eq!(served.ask("GET /status", &elsewhere).await.0, 403, "{site}");
+    }
+    for site in ["same-origin", "none"] {
+        let site = format!("sec-fetch-site: {site}");
+        assert_eq!(served.ask("GET /status", &[&site]).await.0, 200, "{site}");
+    }
+    // A rebound name is refused, whatever it sends.
+    let rebound = ["host: evil.test", "accept: text/html"];
+    assert_eq!(served.ask("GET /", &rebound).await.0, 421);
+}
+
+#[tokio::test]
+async fn a_session_reads_with_both_halves_and_changes_nothing() {
+    let served = start(true, reloaded()).await;
+    let own = format!("origin: http://{}", served.address);
+    let login = format!("{{\"token\":\"{TOKEN}\"}}");
+    let meant = "x-portcullis-admin: 1";
+    let refused = |answer: &str, status: &str| answer.starts_with(&format!("HTTP/1.1 {status}"));
+
+    let (_, session) = served.json("GET /session", &[]).await;
+    assert_eq!(
+        (&session["login"], &session["open"]),
+        (&true.into(), &false.into())
+    );
+    // Not from elsewhere, not without meaning it, not with another token.
+    let elsewhere = ["origin: http://evil.test", meant];
+    assert!(refused(
+        &whole(&served, "POST /login", &elsewhere, &login).await,
+        "403"
+    ));
+    let port = served.address.port().wrapping_add(1);
+    let neighbour = format!("origin: http://127.0.0.1:{port}");
+    assert!(refused(
+        &whole(&served, "POST /login", &[&neighbour, meant], &login).await,
+        "403"
+    ));
+    assert!(refused(
+        &whole(&served, "POST /login", &[&own], &login).await,
+        "403"
+    ));
+    let wrong = whole(&served, "POST /login", &[&own, meant], "{\"token\":\"x\"}").await;
+    assert!(
+        refused(&wrong, "401") && !wrong.contains("set-cookie"),
+        "{wrong}"
+    );
+    let unread = whole(&served, "POST /login", &[&own, meant], "token=x").await;
+    assert!(refused(&unread, "400"), "{unread}");
+    assert_eq!(served.ask("GET /login", &[]).await.0, 405);
+
+    let opened = whole(&served, "POST /login", &[&own, meant], &login).await;
+    assert!(refused(&opened, "200"), "{opened}");
+    let cookie = opened
+        .lines()
+        .find_map(|line| line.strip_prefix("set-cookie: "))
+        .unwrap();
+    assert!(
+        cookie.ends_with("; Path=/; Max-Age=43200; HttpOnly; SameSite=Strict"),
+        "{cookie}"
+    );
+    let cookie = format!("cookie: a=b; {}", cookie.split(';').next().unwrap());
+    let document: Value = serde_json::from_str(opened.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let key = format!(
+        "x-portcullis-session: {}",
+        document["key"].as_str().unwrap()
+    );
+    assert!(!opened.contains(TOKEN));
+
+    let both = [cookie.as_str(), key.as_str()];
+    for page in [
+        "/status",
+        "/config",
+        "/streams",
+        "/overview",
+        "/limits",
+        "/upstreams",
+        "/keys",
+    ] {
+        assert_eq!(
+            served.ask(&format!("GET {page}"), &both).await.0,
+            200,
+            "{page}"
+        );
+        assert_eq!(
+            served.ask(&format!("GET {page}"), &[&cookie]).await.0,
+            401,
+            "{page}"
+        );
+        assert_eq!(
+            served.ask(&format!("GET {page}"), &[&key]).await.0,
+            401,
+            "{page}"
+        );
+    }
+    let meaning = [cookie.as_str(), key.as_str(), meant];
+    for line in ["POST /reload", "POST /revocations", "POST /keys/distrust"] {
+        assert_eq!(served.ask(line, &meaning).await.0, 401, "{line}");
+    }
+    let (_, session) = served.json("GET /session", &both).await;
+    assert_eq!(session["open"], true);
+
+    let ended = whole(&served, "POST /logout", &[&own, meant, &cookie, &key], "").await;
+    assert!(ended.contains("Max-Age=0"), "{ended}");
+    assert_eq!(served.ask("GET /status", &both).await.0, 401);
 }

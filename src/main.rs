@@ -13,7 +13,7 @@ use portcullis::authz::InputDocument;
 use portcullis::config::{self, Document, Style};
 use portcullis::dev::{DevArgs, TokenArgs};
 use portcullis::metrics::Metrics;
-use portcullis::policy::{self, PolicyArgs};
+use portcullis::policy::{self, ExplainArgs, PolicyArgs, TailArgs, TraceArgs};
 use portcullis::run::{Ended, Options, Process, Signals, StartError};
 use portcullis::schema::{Problem, Severity};
 use portcullis::{audit, authz, dev, telemetry};
@@ -32,6 +32,8 @@ Examples:
   portcullis run --config gateway.yaml      run the gateway
   portcullis check --config gateway.yaml    find every problem in a configuration
   portcullis policy test                    run the policies' own tests and cases
+  portcullis tail --decision deny           denials as they happen
+  portcullis explain DECISION_ID            why one of them was
   portcullis revoke --issuer main --subject alice --before now
                                             log alice out everywhere
   portcullis schema > gateway.schema.json   let an editor complete gateway.yaml
@@ -85,8 +87,18 @@ enum Command {
     },
     /// Run everything on this machine: issuer, demo service, gateway, and requests to try
     Dev(DevArgs),
+    /// Tell what happened to one request, and why
+    Explain(ExplainArgs),
+    /// Show decisions as they are made
+    Tail(TailArgs),
+    /// Follow chosen requests through the gateway, stage by stage
+    Trace(TraceArgs),
     /// Ask and test policies, offline
     Policy(PolicyArgs),
+    /// What candidate policies would change, in the gateway that runs this configuration
+    ///
+    /// The gateway is asked by its admin listener, with the token that the configuration names.
+    Candidates(policy::candidates::CandidatesArgs),
     /// Mint a token from the development issuer
     Token(TokenArgs),
     /// End somebody's permissions at once, in the gateway that runs this configuration
@@ -238,7 +250,11 @@ fn main() -> ExitCode {
             effective,
         } => Ok(check(&config.config, format, strict, effective)),
         Command::Dev(arguments) => dev::run_dev(arguments),
+        Command::Explain(arguments) => policy::explain(&arguments),
+        Command::Tail(arguments) => policy::tail(&arguments),
+        Command::Trace(arguments) => policy::trace(&arguments),
         Command::Policy(arguments) => policy::run(&arguments),
+        Command::Candidates(arguments) => policy::candidates::run(&arguments),
         Command::Token(arguments) => dev::run_token(arguments),
         Command::Revoke(arguments) => revoke(arguments),
         Command::Bundle(command) => {

@@ -265,6 +265,10 @@ impl Stage {
         let mut row = |name: &str, place: String| rows.push((name.to_owned(), place));
         if let Some(admin) = self.places.admin {
             row("admin", format!("http://{admin}"));
+            row(
+                "page",
+                format!("http://{admin}/ in a browser: live decisions and why, limits, streams"),
+            );
         }
         row("development issuer", self.places.issuer.clone());
         row("demo upstream", self.upstream_url.clone());

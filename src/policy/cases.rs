@@ -2,7 +2,7 @@
 //!
 //! A case goes the way of a request: the configuration's own listeners and routes, the issuer's mapping
 //! of claims, the policy of the route. One with an `input` of its own is asked of a rule directly. Tables
-//! are the `.yaml` files of folders called `cases`.
+//! are the `.yaml` and `.json` files of folders called `cases`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,6 +10,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::HeaderValue;
+use http::header::CONTENT_TYPE;
 use regex::Regex;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::value::MapAccessDeserializer;
@@ -84,6 +86,9 @@ pub(super) struct CaseConfig {
     /// More headers.
     #[serde(default)]
     headers: BTreeMap<String, String>,
+    /// With `request`: its body. What is no text goes as JSON, and says so (`content-type`).
+    #[serde(default)]
+    body: Option<Value>,
     /// Who asks, by name. Without this and the keys below nobody: no credential.
     #[serde(default, rename = "as")]
     caller: Option<String>,
@@ -206,6 +211,9 @@ impl Table {
             callers: BTreeMap::new(),
         };
         let mut problems = Vec::new();
+        if table.len() == 0 {
+            problems.push(table.problem("cases", "the table has no cases".to_owned()));
+        }
         if table.len() > MAX_CASES {
             problems.push(table.problem("cases", format!("there are more than {MAX_CASES} cases")));
         }
@@ -231,6 +239,12 @@ impl Table {
                     "the case has neither `request` nor `input`".to_owned(),
                 ),
                 _ => {}
+            }
+            if case.at.is_some() && case.input.is_some() {
+                wrong("at", "an `input` has its own time".to_owned());
+            }
+            if case.body.is_some() && case.input.is_some() {
+                wrong("body", "an `input` has its own body".to_owned());
             }
             if case.rule.is_some() && case.input.is_none() {
                 wrong(
@@ -333,7 +347,8 @@ fn find(path: &Path, inside: bool, depth: usize, files: &mut Vec<PathBuf>) {
     }
     let yaml = path
         .extension()
-        .is_some_and(|end| end == "yaml" || end == "yml");
+        // JSON is YAML.
+        .is_some_and(|end| end == "yaml" || end == "yml" || end == "json");
     let inside = inside || path.parent().is_some_and(|folder| named(folder, FOLDER));
     if yaml && inside {
         files.push(path.to_path_buf());
@@ -487,6 +502,17 @@ impl Court<'_> {
             wanted
                 .header(&format!("{name}: {value}"))
                 .map_err(|error| error.to_string())?;
+        }
+        match &case.body {
+            None => {}
+            Some(Value::String(text)) => wanted.body.clone_from(text),
+            Some(document) => {
+                wanted.body = document.to_string();
+                if !wanted.headers.contains_key(CONTENT_TYPE) {
+                    let json = HeaderValue::from_static("application/json");
+                    wanted.headers.insert(CONTENT_TYPE, json);
+                }
+            }
         }
         wanted.listener.clone_from(&case.listener);
         if let Some(at) = &case.at {

@@ -5,11 +5,15 @@ use std::path::{Path, PathBuf};
 
 use crate::authz::workbench::Material;
 use crate::authz::{BuiltinErrors, InputDocument};
-use crate::config;
+use crate::config::{self, Document};
+use crate::policy::show::aside;
 use crate::schema::{Problem, Severity};
 
 /// How a policy's modules are read.
 type Reading = (BuiltinErrors, InputDocument);
+
+/// What is made of the same files, and the candidate whose files they are.
+type Files = (Reading, Vec<Named>, Option<String>);
 
 /// The configuration, where it is not named.
 pub(super) const CONFIG: &str = "gateway.yaml";
@@ -24,6 +28,8 @@ pub(super) struct Set {
     /// The folder that the paths are relative to.
     pub(super) folder: PathBuf,
     pub(super) material: Material,
+    /// The candidate whose files they are, if they are no policy's.
+    pub(super) candidate: Option<String>,
 }
 
 /// A policy of the configuration.
@@ -36,12 +42,13 @@ pub(super) struct Named {
 /// The files that were named, or else those of all policies of the configuration.
 pub(super) fn chosen(paths: &[PathBuf], config: Option<&Path>) -> Result<Vec<Set>, Vec<Problem>> {
     if !paths.is_empty() {
-        let material = Material::load(paths, Path::new(""))?;
+        let material = Material::load(paths, Path::new("")).map_err(|found| named(found, paths))?;
         return Ok(vec![Set {
             policies: Vec::new(),
             paths: paths.to_vec(),
             folder: PathBuf::new(),
             material,
+            candidate: None,
         }]);
     }
     let file = config.unwrap_or(Path::new(CONFIG));
@@ -59,20 +66,64 @@ pub(super) fn chosen(paths: &[PathBuf], config: Option<&Path>) -> Result<Vec<Set
             ),
         }]);
     }
-    let document = config::read_document(file)?;
+    of_document(config::read_document(file)?, file, WithCandidates::No)
+}
+
+/// [`chosen`], and the files of the configuration's candidates that are no policy's.
+pub(super) fn with_candidates(
+    paths: &[PathBuf],
+    config: Option<&Path>,
+) -> Result<Vec<Set>, Vec<Problem>> {
+    let file = config.unwrap_or(Path::new(CONFIG));
+    if !paths.is_empty() || !file.exists() {
+        return chosen(paths, config);
+    }
+    of_document(config::read_document(file)?, file, WithCandidates::Yes)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WithCandidates {
+    Yes,
+    No,
+}
+
+fn of_document(
+    document: Document,
+    file: &Path,
+    which: WithCandidates,
+) -> Result<Vec<Set>, Vec<Problem>> {
     let folder = file.parent().unwrap_or(Path::new("")).to_path_buf();
+    let bundled = bundled(&document);
     // Policies that are read alike are tried together.
-    let mut sets: BTreeMap<(Vec<PathBuf>, String), (Reading, Vec<Named>)> = BTreeMap::new();
+    aside(bundled.clone());
+    let mut sets: BTreeMap<(Vec<PathBuf>, String), Files> = BTreeMap::new();
+    let mut tried = Vec::new();
+    for (name, candidate) in &document.candidates {
+        if which == WithCandidates::Yes
+            && let Some(of) = document.policies.get(&candidate.of)
+        {
+            tried.push((name.clone(), candidate.policy(of)));
+        }
+    }
     for (name, policy) in document.policies {
         let reading = (policy.errors(), policy.input);
         let entrypoint = policy.rule();
         let key = (policy.files, format!("{reading:?}"));
-        let set = sets.entry(key).or_insert((reading, Vec::new()));
+        let set = sets.entry(key).or_insert((reading, Vec::new(), None));
         set.1.push(Named { name, entrypoint });
+    }
+    for (name, policy) in tried {
+        let reading = (policy.errors(), policy.input);
+        let entrypoint = policy.rule();
+        let key = (policy.files, format!("{reading:?}"));
+        // Tests of files that are a policy's, or another candidate's, are run already.
+        let candidate = Some(name.clone());
+        sets.entry(key)
+            .or_insert_with(|| (reading, vec![Named { name, entrypoint }], candidate));
     }
     let mut chosen = Vec::new();
     let mut problems = Vec::new();
-    for ((paths, _), ((errors, input), policies)) in sets {
+    for ((paths, _), ((errors, input), policies, candidate)) in sets {
         if paths.is_empty() {
             continue;
         }
@@ -81,6 +132,7 @@ pub(super) fn chosen(paths: &[PathBuf], config: Option<&Path>) -> Result<Vec<Set
                 policies,
                 paths,
                 folder: folder.clone(),
+                candidate,
                 material: Material {
                     errors,
                     input,
@@ -97,8 +149,14 @@ pub(super) fn chosen(paths: &[PathBuf], config: Option<&Path>) -> Result<Vec<Set
             line: None,
             column: None,
             path: String::new(),
-            message: "it has no policies".to_owned(),
-            help: Some("name files or folders instead".to_owned()),
+            message: match &bundled {
+                None => "it has no policies".to_owned(),
+                Some(_) => "its policies have no files of their own, only bundles".to_owned(),
+            },
+            help: Some(match &bundled {
+                None => "name files or folders instead".to_owned(),
+                Some(_) => "unpack a bundle and name its folder".to_owned(),
+            }),
         });
     }
     if problems.is_empty() {
@@ -106,4 +164,39 @@ pub(super) fn chosen(paths: &[PathBuf], config: Option<&Path>) -> Result<Vec<Set
     } else {
         Err(problems)
     }
+}
+
+/// What is not looked at: modules that come in bundles.
+pub(super) fn bundled(document: &Document) -> Option<String> {
+    let policies = document.policies.iter();
+    let bundled: Vec<String> = policies
+        .filter(|(_, policy)| !policy.bundles.is_empty())
+        .map(|(name, policy)| format!("{name} ({})", policy.bundles.join(", ")))
+        .collect();
+    (!bundled.is_empty()).then(|| {
+        format!(
+            "the modules of bundles are not looked at: policy {}; unpack a bundle and name its folder",
+            bundled.join(", policy ")
+        )
+    })
+}
+
+/// The problems of paths that were named: no configuration has a part in them.
+fn named(problems: Vec<Problem>, paths: &[PathBuf]) -> Vec<Problem> {
+    let missing = paths.iter().find(|path| !path.exists());
+    let Some(path) = missing.or(paths.first()) else {
+        return problems;
+    };
+    problems
+        .into_iter()
+        .map(|problem| match problem.file == Path::new(CONFIG) {
+            true => Problem {
+                file: path.clone(),
+                // It would speak of the configuration's folder.
+                help: problem.help.filter(|_| missing.is_none()),
+                ..problem
+            },
+            false => problem,
+        })
+        .collect()
 }

@@ -5,21 +5,31 @@
 
 pub mod ask;
 mod bench;
+pub mod candidates;
 mod cases;
 pub mod check;
 pub mod diff;
 mod eval;
+mod explain;
 mod files;
 mod output;
+mod replay;
 mod report;
+mod running;
 pub mod scenario;
 pub mod show;
+mod tail;
 mod test;
+mod trace;
 mod worker;
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
+
+pub use explain::ExplainArgs;
+pub use tail::TailArgs;
+pub use trace::TraceArgs;
 
 use scenario::Unanswered;
 
@@ -65,9 +75,15 @@ enum PolicyCommand {
     /// OLD and NEW are configuration files, their folders, or git revisions; NEW is the configuration as
     /// it is now unless it is named. Exit code 0: nothing changed, 1: something did.
     #[command(
-        after_help = "Examples:\n  portcullis policy diff HEAD~1\n  portcullis policy diff old/gateway.yaml gateway.yaml --fail-on gains"
+        after_help = "Examples:\n  portcullis policy diff HEAD~1\n  portcullis policy diff old/gateway.yaml gateway.yaml --fail-on gains\n  portcullis policy diff --candidate orders-next"
     )]
     Diff(diff::DiffArgs),
+    /// Ask a policy again what was asked before, and list what would come out differently
+    ///
+    /// Decision records hold what the policy saw and everything that was not deterministic. Nothing is
+    /// guessed: what cannot be judged is counted and shown. Works offline.
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(Box<replay::ReplayArgs>),
     /// Every route: who may try, who may, and what is open
     #[command(after_help = "Example:\n  portcullis policy routes --unauthenticated")]
     Routes(ask::routes::RoutesArgs),
@@ -89,6 +105,30 @@ Examples:
   portcullis policy can-i POST /orders --claims '{\"sub\": \"bob\", \"scope\": \"orders:write\"}'
   portcullis policy can-i --request pasted.txt --token \"$TOKEN\"";
 
+/// `portcullis explain`: what happened to one request, and why.
+///
+/// # Errors
+/// What went wrong, for people.
+pub fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
+    explain::run(args).or_else(|unanswered| Ok(unanswerable(&unanswered)))
+}
+
+/// `portcullis tail`: decisions as they are made.
+///
+/// # Errors
+/// What went wrong, for people.
+pub fn tail(args: &TailArgs) -> anyhow::Result<ExitCode> {
+    tail::run(args).or_else(|unanswered| Ok(unanswerable(&unanswered)))
+}
+
+/// `portcullis trace`: the stages of chosen requests, as they come.
+///
+/// # Errors
+/// What went wrong, for people.
+pub fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
+    trace::run(args).or_else(|unanswered| Ok(unanswerable(&unanswered)))
+}
+
 /// Runs one of the commands.
 ///
 /// # Errors
@@ -103,6 +143,7 @@ pub fn run(args: &PolicyArgs) -> anyhow::Result<ExitCode> {
         PolicyCommand::CanI(args) => ask::can_i::run(args),
         PolicyCommand::WhoCan(args) => ask::who_can::run(args),
         PolicyCommand::Diff(args) => diff::run(args),
+        PolicyCommand::Replay(args) => replay::run(args),
         PolicyCommand::Routes(args) => ask::routes::run(args),
     };
     answered.or_else(|unanswered| Ok(unanswerable(&unanswered)))

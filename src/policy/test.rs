@@ -8,6 +8,7 @@
     reason = "of what a process tells, what was asked for counts"
 )]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -128,7 +129,7 @@ fn tested(arguments: &TestArgs, out: &mut Output) -> u8 {
         out.complain("error: --format gobench: only with --bench\n");
         return NOT_RUN;
     }
-    let sets = match files::chosen(&arguments.paths, arguments.config.as_deref()) {
+    let sets = match files::with_candidates(&arguments.paths, arguments.config.as_deref()) {
         Ok(sets) => sets,
         Err(problems) => return refused(&problems, out),
     };
@@ -239,8 +240,13 @@ impl Session<'_> {
             .config
             .as_deref()
             .unwrap_or(Path::new(CONFIG));
-        let ground = if config.exists() {
-            Ground::load(config).map_err(|error| match error {
+        let loaded = |candidate: Option<&str>| {
+            let ground = match candidate {
+                None => Ground::load(config),
+                // Its cases are about what would be with it.
+                Some(candidate) => Ground::with_candidate(config, candidate),
+            };
+            ground.map_err(|error| match error {
                 NoGround::Configuration(file, problems) => {
                     let mut errors = problems
                         .iter()
@@ -255,9 +261,19 @@ impl Session<'_> {
                 }
                 other => other.to_string(),
             })
-        } else {
-            Err("requests need the routes of a configuration: say `--config FILE`".to_owned())
         };
+        let mut grounds: BTreeMap<Option<&str>, Result<Ground, String>> = BTreeMap::new();
+        for (set, _) in &tables {
+            let candidate = set.candidate.as_deref();
+            grounds.entry(candidate).or_insert_with(|| {
+                if config.exists() {
+                    loaded(candidate)
+                } else {
+                    let why = "requests need the routes of a configuration: say `--config FILE`";
+                    Err(why.to_owned())
+                }
+            });
+        }
         let callers = Callers::find(None, config).unwrap_or_default();
         let all = tables.iter().map(|(_, table)| table.len()).sum();
         let mut done = 0;
@@ -265,14 +281,16 @@ impl Session<'_> {
             self.out.progress(done, all, "cases");
             let court = Court {
                 set,
-                ground: ground.as_ref().ok(),
+                ground: grounds
+                    .get(&set.candidate.as_deref())
+                    .and_then(|ground| ground.as_ref().ok()),
                 callers: &callers,
             };
             let runs = court.judge(table, self.filter.as_ref(), &mut self.unasked.0)?;
             self.runs.extend(runs);
             done += table.len();
         }
-        if let Err(why) = ground {
+        if let Some(why) = grounds.into_values().find_map(Result::err) {
             self.unasked.1 = why;
         }
         Ok(())

@@ -18,6 +18,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::audit;
+use crate::authz::workbench::why::{Text, Why};
 use crate::authz::workbench::{
     Answered, Held, Lines, Material, Paced, Question, Test, TestOptions, TestReport, Unanswered,
     Watch, Workbench,
@@ -58,6 +60,8 @@ pub(super) enum Work {
     /// Count and time decisions of an entry point on these inputs (JSON): at most so many evaluations
     /// each, within a time.
     Pace(String, Vec<String>, usize, Duration),
+    /// Tell why a record was decided as it was: the policy's text and the line, within a time.
+    Why(String, String, Duration),
 }
 
 /// A question.
@@ -90,6 +94,8 @@ pub(super) enum Event {
     Timed(usize, Result<Vec<u64>, Unanswered>),
     /// What decisions cost.
     Paced(Result<Paces, Vec<String>>),
+    /// Why a record was decided as it was, or why that is not told.
+    Why(Result<Box<Why>, String>),
     /// All is done.
     Ended,
 }
@@ -280,6 +286,13 @@ fn tell(event: &Event) {
 }
 
 fn work(job: Job) {
+    if let Work::Why(text, line, time) = &job.work {
+        let why = Text::from_json(text.as_bytes()).and_then(|text| {
+            audit::why::explain(line.as_bytes(), &text, *time).map_err(|untold| untold.to_string())
+        });
+        tell(&Event::Why(why.map(Box::new)));
+        return tell(&Event::Ended);
+    }
     let watch = if job.lines {
         Watch::Lines
     } else {
@@ -323,6 +336,8 @@ fn work(job: Job) {
                 .and_then(|inputs| job.material.pace(&entrypoint, &inputs, count, limit));
             tell(&Event::Paced(paced.map(paces)));
         }
+        // It brings its own modules.
+        Work::Why(..) => {}
     }
     tell(&Event::Ended);
 }
@@ -475,4 +490,25 @@ pub(super) fn ask_all(
         .into_iter()
         .map(|reply| reply.unwrap_or_else(missing))
         .collect())
+}
+
+/// Has the policy of a record asked again.
+pub(super) fn why(text: &Text, line: &str, time: Duration) -> Result<Why, String> {
+    let text = String::from_utf8(text.to_json()?).map_err(|error| error.to_string())?;
+    let job = Job {
+        material: Material::default(),
+        lines: false,
+        work: Work::Why(text, line.to_owned(), time),
+    };
+    let mut told = Err("there is no answer".to_owned());
+    let fate = converse(&job, |event| {
+        if let Event::Why(why) = event {
+            told = why.map(|why| *why);
+        }
+        time + GRACE
+    });
+    match fate {
+        Ok(()) => told,
+        Err(fate) => Err(fate.words()),
+    }
 }

@@ -18,6 +18,8 @@ use crate::policy::scenario::{Caller, Certificate, Wanted};
 
 /// Most words that are tried as scopes, roles or names.
 const MAX_WORDS: usize = 120;
+/// Most words that are tried as a value of a parameter that is compared with none.
+const MAX_VALUES: usize = 20;
 /// Most combinations of single values that are tried in full.
 const MAX_WORLDS: usize = 64;
 /// Most evaluations for one question.
@@ -55,6 +57,8 @@ pub enum Fact {
     Claim(String, String),
     /// A header.
     Header(String, String),
+    /// A parameter of the query.
+    Query(String, String),
     /// The address.
     Address(IpAddr),
     /// The certificate's SPIFFE id.
@@ -72,6 +76,7 @@ impl Fact {
             Self::Client(name) => format!("client {name}"),
             Self::Claim(path, value) => format!("claim {path} = {value}"),
             Self::Header(name, value) => format!("header {name}: {value}"),
+            Self::Query(name, value) => format!("query {name}={value}"),
             Self::Address(address) => format!("from {address}"),
             Self::Spiffe(id) => format!("certificate {id}"),
         }
@@ -85,6 +90,7 @@ impl Fact {
             Self::Client(_) => Some("client".to_owned()),
             Self::Claim(path, _) => Some(format!("claim {path}")),
             Self::Header(name, _) => Some(format!("header {name}")),
+            Self::Query(name, _) => Some(format!("query {name}")),
             Self::Address(_) => Some("address".to_owned()),
             Self::Spiffe(_) => Some("certificate".to_owned()),
         }
@@ -235,6 +241,18 @@ impl Universe {
                         add(Fact::Header((*name).to_owned(), value.to_string()), sets);
                     }
                 }
+                (["request", "query", name], _) => {
+                    let mut first = path.clone();
+                    first.push("0".to_owned());
+                    let mut values = compared(path);
+                    values.extend(compared(&first));
+                    if values.is_empty() {
+                        values = all.iter().take(MAX_VALUES).cloned().collect();
+                    }
+                    for value in values {
+                        add(Fact::Query((*name).to_owned(), value), sets);
+                    }
+                }
                 (["source", "address"], _) => {
                     for word in &vocabulary.words {
                         let word = word.split('/').next().unwrap_or_default();
@@ -337,6 +355,19 @@ pub fn caller(
             }
             Fact::Header(name, value) => {
                 let _ = wanted.header(&format!("{name}: {value}"));
+            }
+            Fact::Query(name, value) => {
+                let sign = if wanted.target.contains('?') {
+                    '&'
+                } else {
+                    '?'
+                };
+                wanted.target.push(sign);
+                let encoded = |text: &str| {
+                    form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>()
+                };
+                let pair = format!("{}={}", encoded(name), encoded(value));
+                wanted.target.push_str(&pair);
             }
             Fact::Address(address) => caller.address = Some(*address),
             Fact::Spiffe(id) => caller.certificate = Some(Certificate::spiffe(id)),
@@ -627,6 +658,7 @@ mod tests {
             | Fact::Client(_)
             | Fact::Claim(..)
             | Fact::Header(..)
+            | Fact::Query(..)
             | Fact::Address(_)
             | Fact::Spiffe(_) => false,
         })

@@ -42,13 +42,19 @@ pub struct ByProof {
 /// What a policy's block says, as words for the search; none for open routes.
 pub fn words_of(ground: &Ground, policy: &str) -> Option<Vocabulary> {
     let block = ground.document.policies.get(policy)?;
-    vocabulary(&Subject {
+    let words = vocabulary(&Subject {
         paths: block.files.clone(),
         beside: ground.file.clone(),
         entrypoints: vec![block.entrypoint.clone()],
         document: block.input,
         ..Subject::default()
-    })
+    });
+    if block.bundles.is_empty() {
+        return words;
+    }
+    let mut words = words.unwrap_or_default();
+    words.partial = true;
+    Some(words)
 }
 
 /// Searches the ways in to one request, with each proof that its route takes.
@@ -68,7 +74,7 @@ pub fn ways_in(
         let universe = Universe::of(words, &proof, &ground.document);
         let mut failed = None;
         let mut asked = 0;
-        let ways = search(&universe, budget, |facts| {
+        let mut ways = search(&universe, budget, |facts| {
             asked += 1;
             progress.at(asked, budget);
             let (caller, wanted) = caller(facts, &proof, &ground.document, wanted);
@@ -84,6 +90,7 @@ pub fn ways_in(
         if let Some(error) = failed {
             return Err(error);
         }
+        ways.unsure = ways.unsure.or_else(|| words.doubt());
         found.push(ByProof { proof, ways });
     }
     Ok(found)

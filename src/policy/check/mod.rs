@@ -3,6 +3,7 @@
 //! What the gateway refuses or warns of at load is told first; then what the text of each policy shows
 //! ([`crate::authz::inspect`]), with what the routes of the configuration say of its input.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::ask::routes::Openness;
+use super::files;
 use super::scenario::{Ground, Unanswered};
 use super::show::{ConfigArgs, Format, Page, Tone, aside, count, say_json, style};
 use crate::authz::PolicyConfig;
@@ -144,7 +146,9 @@ fn of_config(args: &CheckArgs, told: &mut Vec<Told>) -> Vec<Looked> {
         Err(Unanswered::Configuration(_, problems)) => {
             // Keys that are not here are no matter of policies, unless nothing else is wrong.
             let ours = |problem: &Problem| {
-                problem.path.starts_with("policies") || problem.path.starts_with("routes")
+                ["policies", "candidates", "routes"]
+                    .iter()
+                    .any(|section| problem.path.starts_with(section))
             };
             let only_ours = problems
                 .iter()
@@ -159,30 +163,33 @@ fn of_config(args: &CheckArgs, told: &mut Vec<Told>) -> Vec<Looked> {
     };
     aside(ground.note(&file.display().to_string()));
     let document = &ground.document;
+    aside(files::bundled(document));
     let policies: BTreeSet<PathBuf> = ground
         .snapshot
         .policies
         .values()
+        .chain(ground.snapshot.candidates.policies())
         .flat_map(|policy| policy.files().iter().cloned())
         .collect();
     // What the rest of the file has to say is for `portcullis check`.
     let ours = |problem: &&Problem| {
-        policies.contains(&problem.file) || problem.path.starts_with("policies")
+        policies.contains(&problem.file)
+            || problem.path.starts_with("policies")
+            || problem.path.starts_with("candidates")
     };
     told.extend(ground.warnings.iter().filter(ours).cloned().map(at_load));
-    document
-        .policies
+    blocks(document)
         .iter()
-        // What comes in bundles alone is not here; `portcullis bundle inspect` looks into those.
-        .filter(|(_, block)| !block.files.is_empty())
-        .map(|(name, block)| {
+        .map(|(name, block, document)| {
             let subject = Subject {
                 counts: args.costs,
                 ..subject(block, document, file)
             };
             let inspection = inspect(&subject);
             tell(name, &inspection, told);
-            let policy = ground.snapshot.policies.get(name);
+            let candidate = ground.snapshot.candidates.named.get(name);
+            let candidate = candidate.map(|candidate| &candidate.policy);
+            let policy = ground.snapshot.policies.get(name).or(candidate);
             Looked {
                 name: name.clone(),
                 engine: policy.map(|policy| policy.engine()),
@@ -193,17 +200,35 @@ fn of_config(args: &CheckArgs, told: &mut Vec<Told>) -> Vec<Looked> {
         .collect()
 }
 
+/// The policies, and the candidates, each as what it would be in its policy's place: name, block, and the
+/// document in which it is a policy. What comes in bundles alone is not here; `portcullis bundle inspect`
+/// looks into those.
+fn blocks(document: &Document) -> Vec<(String, PolicyConfig, Cow<'_, Document>)> {
+    let policies = document.policies.iter();
+    let policies =
+        policies.map(|(name, block)| (name.clone(), block.clone(), Cow::Borrowed(document)));
+    let candidates = document.candidates.iter().filter_map(|(name, candidate)| {
+        let document = document.with_candidate(name)?;
+        let block = document.policies.get(&candidate.of)?.clone();
+        Some((name.clone(), block, Cow::Owned(document)))
+    });
+    policies
+        .chain(candidates)
+        .filter(|(_, block, _)| !block.files.is_empty())
+        .collect()
+}
+
 /// What the text of policies shows that do not go live.
 fn without_gate(file: &Path, told: &mut Vec<Told>) -> Vec<Looked> {
     let Ok(document) = config::read_document(file) else {
         return Vec::new();
     };
-    let blocks = document.policies.iter();
-    blocks
-        .map(|(name, block)| {
+    blocks(&document)
+        .iter()
+        .map(|(name, block, document)| {
             let subject = Subject {
                 text_alone: true,
-                ..subject(block, &document, file)
+                ..subject(block, document, file)
             };
             let mut inspection = inspect(&subject);
             // The load has told them.

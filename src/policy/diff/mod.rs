@@ -5,6 +5,7 @@
 //! the ways in that a search finds on either side (`ask::search`): what one side lets in and the other
 //! does not is a change, with a request and a caller to try it with.
 
+mod effect;
 mod side;
 mod words;
 
@@ -14,12 +15,14 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use self::effect::Effect;
 use self::side::Side;
 use self::words::Changed;
 use super::ask::search::{Fact, Proof, caller};
 use super::ask::who_can::{self, ways_in};
 use super::scenario::{Caller, Callers, Told, Unanswered, Wanted};
 use super::show::{Format, Page, Progress, Tone, count, say_json};
+use crate::authz::Policy;
 use crate::document;
 use crate::route::RouteConfig;
 
@@ -42,7 +45,7 @@ enum FailOn {
     /// Every change of access or of what guards it
     #[default]
     Any,
-    /// Only where somebody gains access, or a guard is taken away
+    /// Only where somebody gains access, a guard is taken away, or a setting may let in more
     Gains,
 }
 
@@ -50,8 +53,8 @@ enum FailOn {
 #[derive(Debug, clap::Args)]
 pub struct DiffArgs {
     /// A configuration file, its folder, or a git revision such as `HEAD~1`
-    #[arg(value_name = "OLD")]
-    old: String,
+    #[arg(value_name = "OLD", required_unless_present = "candidate")]
+    old: Option<String>,
     /// The same; by default the configuration as it is now
     #[arg(value_name = "NEW")]
     new: Option<String>,
@@ -64,12 +67,19 @@ pub struct DiffArgs {
         env = "PORTCULLIS_CONFIG"
     )]
     config: PathBuf,
+    /// What would change with this candidate in the place of its policy, instead of NEW; OLD is the
+    /// configuration as it is unless it is named
+    #[arg(long, value_name = "NAME", conflicts_with = "new")]
+    candidate: Option<String>,
     /// Callers by name; by default callers.yaml beside the new configuration
     #[arg(long, value_name = "FILE")]
     callers: Option<PathBuf>,
     /// Which changes make the exit code 1
     #[arg(long, value_enum, default_value_t)]
     fail_on: FailOn,
+    /// Do not fail for what could not be searched completely
+    #[arg(long)]
+    allow_incomplete: bool,
     /// Show all changes, however many
     #[arg(long)]
     all: bool,
@@ -98,6 +108,8 @@ struct Change {
 #[derive(Debug, Default)]
 struct Compared {
     configuration: Vec<Changed>,
+    /// Policies that are not what they were; who gains and loses by it is among the changes.
+    policies: Vec<Changed>,
     changes: Vec<Change>,
     routes: usize,
     routes_asked: usize,
@@ -114,10 +126,14 @@ struct Compared {
 /// # Errors
 /// When one of both cannot be loaded.
 pub fn run(args: &DiffArgs) -> Result<ExitCode, Unanswered> {
-    let old = Side::open(&args.old, &args.config)?;
-    let new = match &args.new {
+    let old = match &args.old {
         Some(name) => Side::open(name, &args.config)?,
         None => Side::of_file(&args.config)?,
+    };
+    let new = match (&args.new, &args.candidate) {
+        (Some(name), _) => Side::open(name, &args.config)?,
+        (None, Some(candidate)) => Side::with_candidate(&args.config, candidate)?,
+        (None, None) => Side::of_file(&args.config)?,
     };
     let compared = compare(&old, &new, args.callers.as_deref())?;
     match args.format {
@@ -125,13 +141,31 @@ pub fn run(args: &DiffArgs) -> Result<ExitCode, Unanswered> {
         Format::Text => page(&old, &new, &compared, args.all).show(),
     }
     let gains = compared.changes.iter().any(|change| change.gains)
-        || compared.configuration.iter().any(|change| change.opens);
-    let any = gains || !compared.changes.is_empty() || !compared.configuration.is_empty();
+        || compared
+            .configuration
+            .iter()
+            .any(|change| matches!(change.effect, Effect::Opens | Effect::MayOpen));
+    // What was not found may be there.
+    let doubt = !args.allow_incomplete && !compared.unsure.is_empty();
+    let guards = |change: &Changed| change.effect != Effect::Beside;
+    let any = gains || !compared.changes.is_empty() || compared.configuration.iter().any(guards);
     let failed = match args.fail_on {
-        FailOn::Any => any,
-        FailOn::Gains => gains,
+        FailOn::Any => any || doubt,
+        FailOn::Gains => gains || doubt,
     };
     Ok(ExitCode::from(u8::from(failed)))
+}
+
+/// What the policies are made of, wherever their files lie: their rules, and their data.
+fn revisions(side: &Side) -> BTreeMap<String, String> {
+    let policies = side.ground.snapshot.policies.iter();
+    let made_of = |policy: &Policy| {
+        let data = policy.decided_by.data.as_deref().unwrap_or_default();
+        format!("rules {}, data {data}", policy.text())
+    };
+    policies
+        .map(|(name, policy)| (name.clone(), made_of(policy)))
+        .collect()
 }
 
 /// Routes that both sides treat alike.
@@ -146,6 +180,19 @@ fn compare(old: &Side, new: &Side, callers: Option<&Path>) -> Result<Compared, U
         configuration: words::configuration(&old.ground.document, &new.ground.document),
         ..Compared::default()
     };
+    let (before, after) = (revisions(old), revisions(new));
+    words::policies(&before, &after, &mut compared.policies);
+    if [old, new].iter().any(|side| {
+        side.ground
+            .document
+            .policies
+            .values()
+            .any(|policy| !policy.bundles.is_empty())
+    }) {
+        compared.unsure.insert(
+            "what bundles hold is not in the files: it is compared as far as it was kept here",
+        );
+    }
     let callers = Callers::find(callers, &new.ground.file)?;
     let alike = words::same_ground(&old.ground.document, &new.ground.document);
     let by_name = |side: &'_ Side| -> BTreeMap<String, usize> {
@@ -403,8 +450,14 @@ fn as_json(old: &Side, new: &Side, compared: &Compared) -> serde_json::Value {
         "old": {"name": old.name, "revision": old.ground.snapshot.revision},
         "new": {"name": new.name, "revision": new.ground.snapshot.revision},
         "configuration": compared.configuration.iter().map(|change| json!({
-            "what": change.what, "opens": change.opens, "old": change.old, "new": change.new,
+            "what": change.what, "opens": change.effect == Effect::Opens,
+            "may_open": matches!(change.effect, Effect::Opens | Effect::MayOpen),
+            "means": change.means, "old": change.old, "new": change.new,
         })).collect::<Vec<_>>(),
+        "policies": compared.policies.iter().map(|change| json!({
+            "what": change.what, "means": change.means, "old": change.old, "new": change.new,
+        })).collect::<Vec<_>>(),
+        "complete": compared.unsure.is_empty(),
         "gains": changes(true),
         "loses": changes(false),
         "routes": compared.routes,
@@ -421,18 +474,31 @@ fn page(old: &Side, new: &Side, compared: &Compared, all: bool) -> Page {
         (Tone::Plain, " → "),
         (Tone::Strong, &new.name),
     ]);
-    if !compared.configuration.is_empty() {
-        page.line(&[(Tone::Strong, "configuration")]);
-        let rows: Vec<_> = compared
-            .configuration
+    for (head, settings) in [
+        ("configuration", &compared.configuration),
+        ("policies", &compared.policies),
+    ] {
+        if settings.is_empty() {
+            continue;
+        }
+        page.line(&[(Tone::Strong, head)]);
+        let rows: Vec<_> = settings
             .iter()
             .map(|change| {
-                let tone = if change.opens { Tone::Bad } else { Tone::Plain };
-                vec![
+                let tone = match change.effect {
+                    Effect::Opens => Tone::Bad,
+                    Effect::MayOpen => Tone::Warn,
+                    Effect::Guards | Effect::Changes | Effect::Beside => Tone::Plain,
+                };
+                let mut row = vec![
                     (Tone::Plain, " ".to_owned()),
                     (tone, change.what.clone()),
                     (Tone::Faint, format!("{} → {}", change.old, change.new)),
-                ]
+                ];
+                if !change.means.is_empty() {
+                    row.push((tone, change.means.to_owned()));
+                }
+                row
             })
             .collect();
         page.table(&rows);

@@ -56,8 +56,17 @@ impl Side {
         Self::load(&file.display().to_string(), file, None)
     }
 
+    /// A configuration as it would be with a candidate in the place of its policy.
+    pub(super) fn with_candidate(file: &Path, candidate: &str) -> Result<Self, Unanswered> {
+        let name = format!("{} with candidate {candidate}", file.display());
+        Self::of_ground(&name, Ground::with_candidate(file, candidate)?, None)
+    }
+
     fn load(name: &str, file: &Path, folder: Option<Folder>) -> Result<Self, Unanswered> {
-        let ground = Ground::load(file)?;
+        Self::of_ground(name, Ground::load(file)?, folder)
+    }
+
+    fn of_ground(name: &str, ground: Ground, folder: Option<Folder>) -> Result<Self, Unanswered> {
         aside(ground.note(name));
         let policies = ground.document.policies.keys();
         let vocabularies = policies
@@ -226,6 +235,8 @@ fn taken_out(revision: &str, config: &Path) -> Result<(Folder, PathBuf), Unanswe
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
+    git(beside, None, &["rev-parse", "--git-dir"])
+        .map_err(|_| neither(&question("there is no git repository here")))?;
     let commit = format!("{revision}^{{commit}}");
     let commit = git(beside, None, &["rev-parse", "--verify", "--quiet", &commit])
         .map_err(|_| neither(&question("git knows no such revision")))?;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::Value;
 
+use super::effect::{Effect, effect};
 use crate::config::Document;
 use crate::policy::ask::routes::Openness;
 use crate::route::RouteConfig;
@@ -16,8 +17,9 @@ const LONGEST: usize = 80;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Changed {
     pub(super) what: String,
-    /// Whether it takes a guard away.
-    pub(super) opens: bool,
+    pub(super) effect: Effect,
+    /// What it may mean; empty where the name says it.
+    pub(super) means: &'static str,
     pub(super) old: String,
     pub(super) new: String,
 }
@@ -99,34 +101,47 @@ pub(super) fn same_table(old: &Document, new: &Document) -> bool {
         || parts(old) == parts(new)
 }
 
-/// All settings that differ.
+/// All settings that differ, whatever section they stand in; a section that comes later is not
+/// forgotten.
 pub(super) fn configuration(old: &Document, new: &Document) -> Vec<Changed> {
     let mut found = Vec::new();
     routes(old, new, &mut found);
-    for (section, before, after) in [
-        ("issuers", value(&old.issuers), value(&new.issuers)),
-        ("limits", value(&old.limits), value(&new.limits)),
-        ("listeners", value(&old.listeners), value(&new.listeners)),
-        (
-            "client_certificate",
-            value(&old.client_certificate),
-            value(&new.client_certificate),
-        ),
-        (
-            "trusted_proxies",
-            value(&old.trusted_proxies),
-            value(&new.trusted_proxies),
-        ),
-        (
-            "authentication_failures",
-            value(&old.authentication_failures),
-            value(&new.authentication_failures),
-        ),
-        ("revocation", value(&old.revocation), value(&new.revocation)),
-    ] {
-        differences(section, Some(&before), Some(&after), &mut found);
+    let (before, after) = (value(old), value(new));
+    let sections = |document: &Value| -> BTreeSet<String> {
+        let members = document.as_object();
+        members
+            .into_iter()
+            .flat_map(|all| all.keys().cloned())
+            .collect()
+    };
+    for section in sections(&before).union(&sections(&after)) {
+        if section != "routes" {
+            let (before, after) = (before.get(section), after.get(section));
+            differences(section, before, after, &mut found);
+        }
     }
     found
+}
+
+/// Policies whose rules or data differ. Who gains and loses by it is searched.
+pub(super) fn policies(
+    old: &BTreeMap<String, String>,
+    new: &BTreeMap<String, String>,
+    found: &mut Vec<Changed>,
+) {
+    for (name, before) in old {
+        if let Some(after) = new.get(name)
+            && before != after
+        {
+            found.push(Changed {
+                what: format!("policy {name}"),
+                effect: Effect::Beside,
+                means: "its rules or data differ: its routes are asked about",
+                old: before.clone(),
+                new: after.clone(),
+            });
+        }
+    }
 }
 
 /// The innermost members that differ.
@@ -134,7 +149,12 @@ fn differences(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut
     if old == new {
         return;
     }
-    if let (Some(Value::Object(before)), Some(Value::Object(after))) = (old, new) {
+    let absent = Value::Null;
+    let (before, after) = (old.unwrap_or(&absent), new.unwrap_or(&absent));
+    if before == after {
+        return;
+    }
+    if let (Value::Object(before), Value::Object(after)) = (before, after) {
         let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         for name in names {
             differences(
@@ -146,13 +166,11 @@ fn differences(path: &str, old: Option<&Value>, new: Option<&Value>, found: &mut
         }
         return;
     }
-    let gone = new.is_none_or(Value::is_null);
-    // A limit that goes, an audience or an algorithm that comes, a longer leeway: what to make of them
-    // only their room could say; what is gone is a guard less.
-    let opens = gone && path.starts_with("limits.");
+    let (effect, means) = effect(path, before, after);
     found.push(Changed {
         what: path.to_owned(),
-        opens,
+        effect,
+        means,
         old: shown(old),
         new: shown(new),
     });
@@ -175,7 +193,8 @@ fn routes(old: &Document, new: &Document, found: &mut Vec<Changed>) {
             (Some(before), Some(after)) if before != after => route(before, after, found),
             (Some(before), None) => found.push(Changed {
                 what: format!("route {name} removed"),
-                opens: false,
+                effect: Effect::Changes,
+                means: "another route may take its requests",
                 old: before.path.clone(),
                 new: "none".to_owned(),
             }),
@@ -188,7 +207,12 @@ fn routes(old: &Document, new: &Document, found: &mut Vec<Changed>) {
                 };
                 found.push(Changed {
                     what: format!("route {name} added{note}"),
-                    opens: openness != Openness::Closed,
+                    effect: if openness == Openness::Closed {
+                        Effect::Changes
+                    } else {
+                        Effect::Opens
+                    },
+                    means: "",
                     old: "none".to_owned(),
                     new: after.path.clone(),
                 });
@@ -200,11 +224,12 @@ fn routes(old: &Document, new: &Document, found: &mut Vec<Changed>) {
 
 fn route(before: &RouteConfig, after: &RouteConfig, found: &mut Vec<Changed>) {
     let name = &after.name;
-    let mut add = |what: &str, opens: bool, old: Value, new: Value| {
+    let mut add = |what: &str, effect: Effect, old: Value, new: Value| {
         if old != new {
             found.push(Changed {
                 what: format!("route {name}: {what}"),
-                opens,
+                effect,
+                means: "",
                 old: shown(Some(&old)),
                 new: shown(Some(&new)),
             });
@@ -216,7 +241,13 @@ fn route(before: &RouteConfig, after: &RouteConfig, found: &mut Vec<Changed>) {
     } else {
         "credential"
     };
-    add(what, opened, value(&before.authn), value(&after.authn));
+    let opens = |yes: bool| if yes { Effect::Opens } else { Effect::Changes };
+    add(
+        what,
+        opens(opened),
+        value(&before.authn),
+        value(&after.authn),
+    );
     let open_policy = opened && after.policy.as_deref() == Some("public");
     let what = if open_policy {
         "opened: policy"
@@ -225,7 +256,7 @@ fn route(before: &RouteConfig, after: &RouteConfig, found: &mut Vec<Changed>) {
     };
     add(
         what,
-        open_policy,
+        opens(open_policy),
         value(&before.policy),
         value(&after.policy),
     );
@@ -241,30 +272,54 @@ fn route(before: &RouteConfig, after: &RouteConfig, found: &mut Vec<Changed>) {
     };
     add(
         what,
-        !lifted.is_empty(),
+        opens(!lifted.is_empty()),
         value(&before.limits),
         value(&after.limits),
     );
-    for (what, old, new) in [
-        ("path", value(&before.path), value(&after.path)),
-        ("hosts", value(&before.hosts), value(&after.hosts)),
-        ("methods", value(&before.methods), value(&after.methods)),
-        ("headers", value(&before.headers), value(&after.headers)),
-        (
-            "listeners",
-            value(&before.listeners),
-            value(&after.listeners),
-        ),
-        ("labels", value(&before.labels), value(&after.labels)),
-        ("upstream", value(&before.upstream), value(&after.upstream)),
-        ("upgrades", value(&before.upgrades), value(&after.upgrades)),
-        (
-            "revocation",
-            value(&before.revocation),
-            value(&after.revocation),
-        ),
-        ("paths", value(&before.paths), value(&after.paths)),
-    ] {
-        add(what, false, old, new);
+    // What was said of above.
+    let told = ["name", "authn", "policy", "limits"];
+    let (before, after) = (value(before), value(after));
+    let names = |route: &Value| -> BTreeSet<String> {
+        let members = route.as_object();
+        members
+            .into_iter()
+            .flat_map(|all| all.keys().cloned())
+            .collect()
+    };
+    for what in names(&before).union(&names(&after)) {
+        if told.contains(&what.as_str()) {
+            continue;
+        }
+        let part = |route: &Value| route.get(what).cloned().unwrap_or_default();
+        let effect = match what.as_str() {
+            // A stream that is no longer ended, a body that is no longer bounded, a path that is read
+            // in another way.
+            "revocation" | "upgrades" | "paths" | "bounds" => Effect::MayOpen,
+            _ => Effect::Changes,
+        };
+        add(what, effect, part(&before), part(&after));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_section_of_the_file_is_compared() {
+        let document: Document =
+            serde_json::from_value(json!({"listeners": {}, "routes": []})).unwrap();
+        let text = value(&document);
+        for section in text.as_object().unwrap().keys() {
+            if section == "routes" {
+                continue;
+            }
+            let mut found = Vec::new();
+            let other = json!("something else");
+            differences(section, text.get(section), Some(&other), &mut found);
+            assert_eq!(found.len(), 1, "{section}");
+        }
     }
 }

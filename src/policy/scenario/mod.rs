@@ -18,18 +18,19 @@ use http::StatusCode;
 use crate::authn::supposed::{Supposed, Supposition, unsigned_token};
 use crate::authn::{Failure, Identity};
 use crate::authz::opinion::Opinion;
-use crate::authz::{Advice, Machines, RouteFacts};
+use crate::authz::{Advice, Machines, RouteFacts, WhenLarger};
 use crate::config::{self, Document};
 use crate::document::Value;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::request::{
-    ConnInfo, InboundRequest, Malformed, RequestId, Scheme, TlsInfo, Told as Memos,
+    ConnInfo, Excerpt, InboundRequest, Malformed, RequestId, Scheme, TlsInfo, Told as Memos,
 };
 use crate::route::Match;
 use crate::schema::Problem;
 use crate::snapshot::Snapshot;
+use crate::upstream::{self, RequestBodyFault};
 
 pub(super) use caller::described;
 pub use caller::{Caller, CallerArgs, Callers, Certificate};
@@ -87,6 +88,20 @@ impl Ground {
     pub fn load(file: &Path) -> Result<Self, Unanswered> {
         let (loaded, left_out) = config::load_for_questions(file, &Arc::new(Metrics::default()))
             .map_err(|problems| Unanswered::Configuration(file.to_path_buf(), problems))?;
+        Ok(Self {
+            left_out,
+            ..Self::of(file, loaded)
+        })
+    }
+
+    /// The same with a candidate in the place of its policy.
+    ///
+    /// # Errors
+    /// All its problems.
+    pub fn with_candidate(file: &Path, candidate: &str) -> Result<Self, Unanswered> {
+        let loaded = config::load_with_candidate(file, candidate, &Arc::new(Metrics::default()));
+        let (loaded, left_out) =
+            loaded.map_err(|problems| Unanswered::Configuration(file.to_path_buf(), problems))?;
         Ok(Self {
             left_out,
             ..Self::of(file, loaded)
@@ -227,6 +242,19 @@ impl Ground {
             Ok(supposed) => supposed,
             Err(failure) => return Ok(told.unauthenticated(failure, route.authn.takes_bearer())),
         };
+        if let Some(terms) = route.policy.body() {
+            let whole = wanted.body.len() <= terms.max;
+            if !whole && terms.when_larger == WhenLarger::Refuse {
+                let fault = upstream::Failure::RequestBody(RequestBodyFault::TooLarge);
+                return Ok(told.refused(Stage::Request, &fault.into()));
+            }
+            let shown = wanted.body.as_bytes();
+            let shown = shown.get(..terms.max).unwrap_or(shown);
+            request.excerpt = Some(Arc::new(Excerpt {
+                bytes: shown.to_vec().into(),
+                whole,
+            }));
+        }
         told.assumed = supposed.assumed().to_vec();
         told.caller = supposed.identity().map(Known::of);
         let found = Match {

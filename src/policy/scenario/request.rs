@@ -70,6 +70,8 @@ pub struct Wanted {
     pub from: Option<IpAddr>,
     /// When it comes.
     pub at: SystemTime,
+    /// What follows the headers; empty when nothing does.
+    pub body: String,
 }
 
 fn question(text: impl Into<String>) -> Unanswered {
@@ -145,8 +147,13 @@ impl Wanted {
             .ok()
             .filter(|_| method == upper)
             .ok_or_else(|| {
+                let help = match Method::from_bytes(upper.as_bytes()) {
+                    Ok(_) => format!("did you mean `{upper}`?"),
+                    Err(_) => "it is one word, such as `GET`".to_owned(),
+                };
                 question(format!(
-                    "`{method}` is not a method: did you mean `{upper}`?"
+                    "`{}` is not a method: {help}",
+                    method.escape_default()
                 ))
             })?;
         let (scheme, rest) = match url.split_once("://") {
@@ -187,11 +194,12 @@ impl Wanted {
             listener: None,
             from: None,
             at: clock::now(),
+            body: String::new(),
         })
     }
 
     /// A request as it goes over the wire, or as tools show it: a request line and headers. The marks
-    /// of `curl -v` are taken off, and a body is left out.
+    /// of `curl -v` are taken off; what follows an empty line is the body.
     ///
     /// # Errors
     /// A sentence with the line.
@@ -222,9 +230,11 @@ impl Wanted {
                 )));
             }
         };
-        for line in lines.take_while(|line| !line.is_empty()) {
+        for line in lines.by_ref().take_while(|line| !line.is_empty()) {
             wanted.header(line)?;
         }
+        let body: Vec<&str> = lines.collect();
+        wanted.body = body.join("\n");
         Ok(wanted)
     }
 
@@ -289,6 +299,10 @@ impl Wanted {
             .body(())
             .map_err(cannot)?;
         *request.headers_mut() = self.headers.clone();
+        if !self.body.is_empty() {
+            let length = HeaderValue::from(self.body.len());
+            request.headers_mut().insert(header::CONTENT_LENGTH, length);
+        }
         if self.version != Version::HTTP_2 {
             let host = HeaderValue::from_str(host)
                 .map_err(|_| question(format!("`{host}` is no host")))?;

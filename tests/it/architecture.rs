@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Low to high: a room may name only rooms to its left (and itself).
-const ORDER: [&str; 34] = [
+const ORDER: [&str; 36] = [
     "clock",
     "epoch",
     "metrics",
@@ -16,10 +16,12 @@ const ORDER: [&str; 34] = [
     "fetch",
     "bundle",
     "request",
+    "ascii",
     "telemetry",
     "authn",
     "revocation",
     "authz",
+    "candidate",
     "limit",
     "upstream",
     "intake",

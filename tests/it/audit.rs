@@ -217,3 +217,257 @@ fn trace_context_is_continued_or_begun() {
         assert_eq!(seen.header("tracestate"), None, "{bad}");
     }
 }
+
+#[test]
+fn a_record_holds_all_that_the_decision_was_made_of() {
+    let upstream = Upstream::start();
+    let gateway = Builder::open(&upstream)
+        .policy(
+            "package gate\n\nallow := {\"allow\": input.request.headers[\"x-tenant\"] == \"acme\", \"reason\": \"gate.tenant\"}\n",
+        )
+        .with(|document| {
+            document["policies"] = json!({"gate": {"files": ["gate.rego"], "entrypoint": "data.gate.allow"}});
+            document["routes"][0]["policy"] = json!("gate");
+        })
+        .start();
+    let ask = |tenant: &str| {
+        let token = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.s3cr3t";
+        gateway.get(
+            "/orders/caf%C3%A9?token=s3cr3t&token=s3cr3t",
+            &[
+                ("x-tenant", tenant),
+                ("x-odd", "a\u{85}\u{2028}\"b\\"),
+                ("x-session-id", "s3cr3t"),
+                ("x-anything", token),
+                ("referer", "https://a.test/?code=s3cr3t"),
+            ],
+        )
+    };
+    assert_eq!(ask("acme").status, 200);
+    assert_eq!(ask("acme").status, 200);
+    assert_eq!(ask("evil").status, 403);
+    let records = eventually("three records", || {
+        Some(gateway.records()).filter(|records| records.len() == 3)
+    });
+    for (nth, record) in records.iter().enumerate() {
+        assert_eq!(record["version"], 2);
+        assert!(!record.to_string().contains("s3cr3t"), "{record}");
+        let input = &record["input"];
+        assert_eq!(input["version"], 1);
+        assert_eq!(input["request"]["id"], record["request_id"]);
+        assert_eq!(input["request"]["received_at_ns"], record["received_at_ns"]);
+        assert_eq!(input["request"]["segments"], json!(["orders", "café"]));
+        assert_eq!(input["request"]["headers"]["x-odd"], "a\u{85}\u{2028}\"b\\");
+        assert_eq!(input["request"]["headers"]["x-session-id"], "***");
+        assert_eq!(input["request"]["query"], json!({"token": ["***", "***"]}));
+        assert_eq!(input["identity"], json!(null));
+        assert_eq!(input["source"]["address"], "127.0.0.1");
+        assert_eq!(input["route"]["name"], "open");
+        assert_eq!(
+            record["masked"],
+            json!([
+                "/input/request/headers/referer",
+                "/input/request/headers/x-anything",
+                "/input/request/headers/x-session-id",
+                "/input/request/query/token/0",
+                "/input/request/query/token/1",
+            ])
+        );
+        let allowed = nth < 2;
+        assert_eq!(
+            record["answer"],
+            json!({"allow": allowed, "reason": "gate.tenant"})
+        );
+        assert_eq!(record["policy"]["data"].as_str().unwrap().len(), 16);
+        assert_eq!(record["policy"]["candidate"], json!(null));
+        // Two workers, each with answers of its own.
+        if record["policy"]["cached"] == false {
+            assert!(record["duration_ms"]["policy"].is_number(), "{record}");
+        }
+    }
+}
+
+#[test]
+fn what_was_no_answer_is_told_and_so_is_what_was_left_out() {
+    let upstream = Upstream::start();
+    let gateway = |rego: &str, audit: serde_json::Value| {
+        Builder::open(&upstream)
+            .policy(rego)
+            .with(|document| {
+                document["policies"] =
+                    json!({"gate": {"files": ["gate.rego"], "entrypoint": "data.gate.allow"}});
+                document["routes"][0]["policy"] = json!("gate");
+                for (key, value) in audit.as_object().unwrap() {
+                    document["audit"][key] = value.clone();
+                }
+            })
+            .start()
+    };
+    let record =
+        |gateway: &crate::support::gateway::Gateway, path: &str, headers: &[(&str, &str)]| {
+            gateway.get(path, headers);
+            let mut records = eventually("a record", || {
+                Some(gateway.records()).filter(|records| records.len() == 1)
+            });
+            records.remove(0)
+        };
+    // Undefined: there is an input, and no answer.
+    let undefined = gateway(
+        "package gate\n\nallow if input.request.method == \"PUT\"\n",
+        json!({}),
+    );
+    let told = record(&undefined, "/a", &[]);
+    assert_eq!(
+        (&told["reason"], &told["answer"]),
+        (&json!("policy.undefined"), &json!(null))
+    );
+    assert_eq!(told["input"]["request"]["method"], "GET");
+    // What is no answer is told as it was.
+    let odd = gateway("package gate\n\nallow := {\"alow\": {1, 2}}\n", json!({}));
+    let told = record(&odd, "/a", &[]);
+    assert_eq!(
+        (&told["reason"], &told["answer"]),
+        (&json!("policy.answer"), &json!({"alow": [1, 2]}))
+    );
+    // Larger than wished.
+    let small = gateway(
+        "package gate\n\nallow := true\n",
+        json!({"input_limit": "1KiB"}),
+    );
+    let told = record(&small, "/a", &[("x-long", &"x".repeat(2000))]);
+    assert_eq!(
+        (&told["answer"], &told["input"]),
+        (&json!(true), &json!(null))
+    );
+    assert_eq!(told["input_left_out"], "larger than 1024 bytes");
+    // Nothing at all.
+    let none = gateway("package gate\n\nallow := true\n", json!({"input": "none"}));
+    let told = record(&none, "/a", &[]);
+    assert_eq!(
+        (&told["answer"], &told["input"]),
+        (&json!(true), &json!(null))
+    );
+    assert_eq!(told["input_left_out"], "audit.input is none");
+    // No document, no input.
+    let many = gateway("package gate\n\nallow := true\n", json!({}));
+    let told = record(&many, &format!("/a?{}", "a&".repeat(300)), &[]);
+    assert_eq!(
+        (&told["reason"], &told["input"]),
+        (&json!("policy.error"), &json!(null))
+    );
+    assert_eq!(
+        told["input_left_out"],
+        "the query has more than 256 parameters"
+    );
+}
+
+#[test]
+fn bodies_are_in_records_only_when_that_is_said() {
+    let upstream = Upstream::start();
+    for (kind, rego) in [
+        (
+            "portcullis",
+            "package gate\n\nallow if input.request.body.amount == 7\n",
+        ),
+        (
+            "envoy",
+            "package gate\n\nallow if input.parsed_body.amount == 7\n",
+        ),
+    ] {
+        for bodies in [false, true] {
+            let gateway = Builder::open(&upstream)
+                .policy(rego)
+                .with(|document| {
+                    document["policies"] = json!({"gate": {"files": ["gate.rego"],
+                        "entrypoint": "data.gate.allow", "body": {}, "input": kind}});
+                    document["routes"][0]["policy"] = json!("gate");
+                    document["audit"]["bodies"] = json!(bodies);
+                })
+                .start();
+            let mut connection = gateway.connect();
+            let body = "{\"amount\": 7, \"card\": \"s3cr3t\"}";
+            let length = body.len().to_string();
+            let mut sent = request(
+                "POST",
+                "/a",
+                &[
+                    ("content-type", "application/json"),
+                    ("content-length", &length),
+                ],
+            );
+            sent.push_str(body);
+            connection.send(sent);
+            assert_eq!(connection.answer().unwrap().status, 200);
+            let records = eventually("a record", || {
+                Some(gateway.records()).filter(|records| records.len() == 1)
+            });
+            let text = records[0].to_string();
+            assert_eq!(text.contains("s3cr3t"), bodies, "{kind} {text}");
+            let erased = records[0]["erased"].as_array();
+            assert_eq!(erased.is_some(), !bodies, "{kind} {text}");
+        }
+    }
+}
+
+#[test]
+fn rules_of_the_operator_decide_what_is_kept_and_a_reload_changes_them() {
+    let upstream = Upstream::start();
+    let builder = Builder::open(&upstream).policy("package gate\n\nallow := true\n");
+    builder.file(
+        "log.rego",
+        "package system.log\n\nmask contains \"/input/request/headers/x-mail\"\n\nmask contains \"/record/user_agent\"\n\nmask contains \"/input/request/headers/user-agent\"\n\ndrop if input.record.path == \"/health\"\n",
+    );
+    let mut gateway = builder
+        .with(|document| {
+            document["policies"] =
+                json!({"gate": {"files": ["gate.rego"], "entrypoint": "data.gate.allow"}});
+            document["routes"][0]["policy"] = json!("gate");
+            document["audit"]["rules"] = json!({"files": ["log.rego"],
+                "mask": "data.system.log.mask", "drop": "data.system.log.drop"});
+        })
+        .start();
+    let headers = [
+        ("x-mail", "alice@example.test"),
+        ("user-agent", "secret-agent"),
+    ];
+    for path in ["/health", "/a"] {
+        assert_eq!(gateway.get(path, &headers).status, 200);
+    }
+    let records = eventually("one record", || {
+        Some(gateway.records()).filter(|records| !records.is_empty())
+    });
+    assert_eq!(records.len(), 1, "the other was dropped: {records:?}");
+    let text = records[0].to_string();
+    assert!(
+        !text.contains("alice@") && !text.contains("secret-agent"),
+        "{text}"
+    );
+    assert_eq!(
+        records[0]["erased"],
+        json!([
+            "/input/request/headers/user-agent",
+            "/input/request/headers/x-mail",
+            "/user_agent"
+        ])
+    );
+    assert_eq!(records[0]["answer"], json!(true));
+    let metrics = gateway.admin("GET", "/metrics").text();
+    assert!(
+        metrics.contains("portcullis_audit_rules_dropped_total 1\n"),
+        "{metrics}"
+    );
+
+    // What is no rule is found at load, with its place.
+    gateway.file_in("log.rego", "package system.log\n\nmask := {\"/nothing\"}\n");
+    let answer = gateway.reload(|document| document["audit"]["rules"]["drop"] = json!(null));
+    assert_eq!(answer.status, 422, "{}", answer.text());
+    assert!(answer.text().contains("audit.rules"), "{}", answer.text());
+    gateway.file_in("log.rego", "package system.log\n\nmask := {\"/input\"}\n");
+    assert_eq!(gateway.reload(|_| ()).status, 200);
+    gateway.get("/health", &headers);
+    let records = eventually("the next record", || {
+        Some(gateway.records()).filter(|records| records.len() == 2)
+    });
+    assert_eq!(records[1]["input"], json!(null));
+    assert_eq!(records[1]["path"], "/health");
+}

@@ -283,6 +283,73 @@ fn before_the_first_bundle_nobody_is_let_in_and_then_it_decides_and_changes() {
 }
 
 #[test]
+fn a_candidate_follows_its_bundle_and_one_that_breaks_it_is_still_its_policys() {
+    let upstream = Upstream::start();
+    let server = Server::start(Does::Status(500));
+    let with_next = |next: &str| format!("{ALLOW}\nnext := {next}\n");
+    let builder = configured(&upstream, polled(&server)).with(|document| {
+        document["candidates"] = json!({"next": {"of": "gate", "entrypoint": "data.gate.next"}});
+    });
+    let gateway = builder.start();
+    let candidate = || gateway.admin("GET", "/candidates/next").json();
+    assert_eq!(candidate()["standing"], "waiting");
+    server.serves(policy("v1", &with_next("true")), "\"one\"");
+    answers(&gateway, "/a", 200);
+    assert_eq!(candidate()["standing"], "shadow");
+    assert_eq!(status(&gateway)["candidates"], json!(["next"]));
+    // Nothing that the candidate could be: the policy goes on with it, the candidate stays.
+    server.serves(policy("v2", DENY), "\"two\"");
+    answers(&gateway, "/a", 403);
+    let revision = candidate()["revision"].as_str().unwrap().to_owned();
+    assert!(revision.ends_with(" gate@v1"), "{revision}");
+    eventually("a comparison with the policy in force", || {
+        assert_eq!(gateway.get("/a", &[]).status, 403);
+        (candidate()["permits"].as_u64().unwrap() > 0).then_some(())
+    });
+    server.serves(policy("v3", &with_next("false")), "\"three\"");
+    answers(&gateway, "/a", 200);
+    let revision = candidate()["revision"].as_str().unwrap().to_owned();
+    assert!(revision.ends_with(" gate@v3"), "{revision}");
+    assert_eq!(candidate()["permits"], 0, "counted anew with another text");
+}
+
+#[test]
+fn while_its_policy_waits_for_a_bundle_a_candidate_decides_nothing() {
+    let upstream = Upstream::start();
+    let server = Server::start(Does::Status(500));
+    let builder = configured(&upstream, polled(&server));
+    // It would take every body that it is not shown for a harmless one.
+    let careless = "package gate\n\nallow if not input.request.body.dangerous\n";
+    builder.file("careless.rego", careless);
+    let builder = builder.with(|document| {
+        document["candidates"] = json!({"careless": {
+            "of": "gate", "files": ["careless.rego"], "bundles": [], "body": {"max": "1KiB"},
+            "enforce": {"cohort": {"routes": ["open"]}},
+        }});
+    });
+    let gateway = builder.start();
+    let body = "{\"dangerous\": true}";
+    let post = || {
+        let fields = [
+            ("content-type", "application/json"),
+            ("content-length", "19"),
+        ];
+        let head = request("POST", "/a", &fields);
+        let answer = gateway.connect().send(format!("{head}{body}")).answer();
+        answer.unwrap().status
+    };
+    assert_eq!(body.len(), 19);
+    assert_eq!(post(), 503);
+    // The policy that comes reads no bodies: there is none for the candidate either.
+    server.serves(policy("v1", ALLOW), "\"one\"");
+    answers(&gateway, "/b", 200);
+    assert_eq!(post(), 200, "the policy decides");
+    let told = gateway.admin("GET", "/candidates/careless").json();
+    assert_eq!(told["decided"], json!({"allow": 0, "deny": 0}), "{told:#}");
+    assert_eq!(told["compared"], 0, "{told:#}");
+}
+
+#[test]
 fn an_unchanged_bundle_is_asked_for_by_its_tag_and_costs_nothing() {
     let upstream = Upstream::start();
     let server = Server::serving(policy("v1", ALLOW), "\"one\"");

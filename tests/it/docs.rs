@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::authn;
-use portcullis::authz::{DecidedBy, Denial, Reason, StepUp};
+use portcullis::authz::{DecidedBy, Denial, Reason, Ruling, StepUp};
 use portcullis::config::Document;
 use portcullis::limit::Exceeded;
 use portcullis::refusal::Refusal;
@@ -209,10 +209,7 @@ fn the_shipped_configuration_loads_and_warns_of_the_open_route_alone() {
 /// One refusal of each kind.
 fn refusals() -> Vec<Refusal> {
     let denied = |reason, step_up| {
-        let decided_by = DecidedBy {
-            policy: Arc::from("orders"),
-            revision: Arc::from("1"),
-        };
+        let decided_by = DecidedBy::new("orders", "1");
         Refusal::from(Denial {
             reason,
             status: None,
@@ -223,6 +220,7 @@ fn refusals() -> Vec<Refusal> {
             body: None,
             metadata: None,
             detail: None,
+            ruling: Ruling::default(),
         })
     };
     let denial = |step_up| denied(Reason::Undefined, step_up);

@@ -55,7 +55,7 @@ fn records(program: &Program) -> Vec<Value> {
             let whole = text.rfind('\n').map_or("", |end| &text[..=end]).to_owned();
             let lines: Vec<Value> = whole
                 .lines()
-                .filter(|line| line.starts_with("{\"version\":1,"))
+                .filter(|line| line.starts_with("{\"version\":2,"))
                 .map(|line| serde_json::from_str(line).unwrap())
                 .collect();
             lines
@@ -128,7 +128,7 @@ fn a_record_that_was_changed_is_named_by_number_and_line() {
         let mut number = 0;
         let mut at = 0;
         for (index, line) in lines.iter().enumerate() {
-            if line.starts_with("{\"version\":1,") {
+            if line.starts_with("{\"version\":2,") {
                 number += 1;
                 at = index;
             }

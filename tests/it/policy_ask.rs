@@ -467,3 +467,81 @@ fn questions_are_answered_where_keys_and_secrets_are_not() {
         out(&output)
     );
 }
+
+#[test]
+fn diff_finds_a_parameter_of_the_query_that_lets_in() {
+    let (old, new) = (folder(), folder());
+    let rego = format!(
+        "{REGO}\nelse := {{\"allow\": true, \"reason\": \"orders.key\"}} if input.request.query.key[0] == \"letmein\"\n"
+    );
+    write(new.path(), &document(), &rego);
+    let (code, answer) = answer(
+        new.path(),
+        &["diff", old.path().to_str().unwrap(), "--fail-on", "gains"],
+    );
+    assert_eq!(code, Some(1), "{answer:#}");
+    assert!(
+        answer["gains"].to_string().contains("query key=letmein"),
+        "{answer:#}"
+    );
+    assert_eq!(answer["policies"][0]["what"], "policy orders");
+}
+
+#[test]
+fn diff_fails_on_what_it_could_not_search_and_on_settings_that_may_open() {
+    let (old, new) = (folder(), folder());
+    let old = old.path().to_str().unwrap();
+    let diff = |more: &[&str]| {
+        let mut arguments = vec!["diff", old, "--fail-on", "gains"];
+        arguments.extend(more);
+        answer(new.path(), &arguments)
+    };
+    let (code, told) = diff(&[]);
+    assert_eq!(
+        (code, &told["complete"]),
+        (Some(0), &json!(true)),
+        "{told:#}"
+    );
+
+    // Nobody makes up names for a pattern.
+    let rego = format!(
+        "{REGO}\nelse := {{\"allow\": true, \"reason\": \"orders.x\"}} if regex.match(\"^x-[0-9]+$\", input.identity.subject)\n"
+    );
+    write(new.path(), &document(), &rego);
+    let (code, told) = diff(&[]);
+    assert_eq!(
+        (code, &told["complete"]),
+        (Some(1), &json!(false)),
+        "{told:#}"
+    );
+    assert_eq!(told["gains"], json!([]));
+    assert!(
+        told["unsure"].to_string().contains("by pattern"),
+        "{told:#}"
+    );
+    let (code, _) = diff(&["--allow-incomplete"]);
+    assert_eq!(code, Some(0));
+
+    // More tokens, a higher limit: no caller shows that.
+    for (path, value, opens) in [
+        (
+            "/issuers/main/audiences",
+            json!(["https://api.example.test", "other"]),
+            true,
+        ),
+        ("/limits/each/rate", json!("500/m"), true),
+        ("/limits/each/rate", json!("50/m"), false),
+        (
+            "/upstreams/main/endpoints",
+            json!(["http://127.0.0.1:2"]),
+            false,
+        ),
+    ] {
+        let mut changed = document();
+        *changed.pointer_mut(path).unwrap() = value;
+        write(new.path(), &changed, REGO);
+        let (code, told) = diff(&[]);
+        assert_eq!(code, Some(i32::from(opens)), "{path} {told:#}");
+        assert_eq!(told["configuration"][0]["opens"], opens, "{told:#}");
+    }
+}

@@ -620,3 +620,76 @@ fn outcomes_of_tests_are_those_of_opa() {
     }
     assert_eq!(failed, 4, "the tests of all kinds");
 }
+
+#[test]
+fn a_table_in_json_is_run_and_an_empty_one_is_an_error() {
+    let table = json!({"cases": [{
+        "name": "owners", "rule": "data.things.decision", "expect": "allow",
+        "input": {"route": {"params": {"id": "a"}}, "identity": {"subject": "alice"}},
+    }]})
+    .to_string();
+    let folder = gateway(&[("policies/cases/things.json", &table)]);
+    let run = |folder: &TempDir| policy_in(folder.path(), &["test"]);
+    assert_eq!(out(&run(&folder)), "PASS: 1/1\n");
+    fs::write(
+        folder.path().join("policies/cases/things.json"),
+        "{\"cases\": []}",
+    )
+    .unwrap();
+    let output = run(&folder);
+    assert_eq!(output.status.code(), Some(1), "{}", out(&output));
+    assert!(
+        err(&output).contains("the table has no cases"),
+        "{}",
+        err(&output)
+    );
+}
+
+#[test]
+fn cases_may_have_bodies() {
+    let policy = "package things\n\ndefault decision := false\n\ndecision if input.request.body.amount < 10\n";
+    let cases = "callers:\n  alice: { claims: { sub: alice } }\ncases:\n  - name: little\n    request: POST /things/a\n    as: alice\n    body: { amount: 5 }\n    expect: allow\n  - name: much\n    request: POST /things/a\n    as: alice\n    body: { amount: 50 }\n    expect: deny\n  - name: as text\n    request: |\n      POST /things/a\n      content-type: application/json\n\n      {\"amount\": 5}\n    as: alice\n    expect: allow\n  - name: none\n    request: POST /things/a\n    as: alice\n    expect: deny\n  - name: too large\n    request: POST /things/a\n    as: alice\n    body: \"0123456789012345678901234567890123456789\"\n    expect: { stage: request, status: 413 }\n";
+    let folder = gateway(&[
+        ("policies/things.rego", policy),
+        ("policies/cases/things.yaml", cases),
+    ]);
+    let config = folder.path().join("gateway.yaml");
+    let text = fs::read_to_string(&config).unwrap();
+    let mut document: Value = serde_json::from_str(&text).unwrap();
+    document["policies"]["things"]["body"] = json!({"max": "32B"});
+    fs::write(&config, document.to_string()).unwrap();
+    let output = policy_in(folder.path(), &["test"]);
+    assert_eq!(out(&output), "PASS: 5/5\n", "{}", err(&output));
+}
+
+#[test]
+fn mistakes_are_laid_at_the_door_of_what_was_named() {
+    let folder = folder(&[("empty/readme.txt", "")]);
+    for (arguments, told, never) in [
+        (vec!["test", "nowhere"], "nowhere", "gateway.yaml"),
+        (vec!["eval", "-d", "empty", "true"], "empty", "gateway.yaml"),
+        (
+            vec!["can-i", "GE T", "/a"],
+            "one word, such as `GET`",
+            "GE T`?",
+        ),
+        (
+            vec!["diff", "HEAD~1"],
+            "no git repository",
+            "knows no such revision",
+        ),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_portcullis"))
+            .arg("policy")
+            .args(&arguments)
+            .current_dir(folder.path())
+            .env("GIT_CEILING_DIRECTORIES", folder.path().parent().unwrap())
+            .env_remove("PORTCULLIS_CONFIG")
+            .output()
+            .unwrap();
+        let said = err(&output);
+        assert_ne!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(said.contains(told), "{arguments:?} {said}");
+        assert!(!said.contains(never), "{arguments:?} {said}");
+    }
+}

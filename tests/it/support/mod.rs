@@ -1,5 +1,6 @@
 //! What tests start: certificates, issuers, upstreams, gateways, clients.
 
+pub mod browser;
 pub mod client;
 pub mod gateway;
 pub mod h2;

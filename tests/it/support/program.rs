@@ -32,9 +32,21 @@ pub fn spawn(folder: &Path, arguments: &[&str]) -> Child {
 
 impl Program {
     pub fn start(builder: Builder) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+        command.arg("run");
+        Self::by(builder, command)
+    }
+
+    /// Starts it by a command that becomes it.
+    pub fn by(builder: Builder, mut command: Command) -> Self {
         let config = serde_json::to_string_pretty(&builder.document).unwrap();
         builder.file("gateway.yaml", config);
-        let mut child = spawn(builder.folder.path(), &["run"]);
+        let mut child = command
+            .current_dir(builder.folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         // Read for ever, so that the program never waits for us.
         let mut log = BufReader::new(child.stderr.take().unwrap());
         std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));

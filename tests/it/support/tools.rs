@@ -21,6 +21,20 @@ pub fn python() -> Option<PathBuf> {
     python.or_else(|| skip("PORTCULLIS_PYTHON names no Python with grpcio and websockets"))
 }
 
+/// A Chromium, by `PORTCULLIS_CHROMIUM` or its Debian name.
+pub fn chromium() -> Option<PathBuf> {
+    match std::env::var_os("PORTCULLIS_CHROMIUM") {
+        Some(path) => Some(path.into()),
+        None => program("chromium"),
+    }
+}
+
+/// The script of npm `axe-core`, which looks for barriers.
+pub fn axe() -> Option<PathBuf> {
+    let script = std::env::var_os("PORTCULLIS_AXE").map(PathBuf::from);
+    script.or_else(|| skip("PORTCULLIS_AXE names no axe.min.js of npm axe-core"))
+}
+
 /// The folder in which npm `oidc-provider` is installed.
 pub fn oidc_provider() -> Option<PathBuf> {
     let folder = std::env::var_os("PORTCULLIS_OIDC_PROVIDER_DIR").map(PathBuf::from);

@@ -15,7 +15,9 @@
     reason = "a tool that may fail loudly"
 )]
 
+mod candidates;
 mod cpu;
+mod ledger;
 mod limits;
 mod outgoing;
 mod policies;
@@ -41,7 +43,9 @@ fn main() {
     requests::bench(&mut criterion);
     revocations::bench(&mut criterion);
     policies::bench(&mut criterion);
+    candidates::bench(&mut criterion);
     limits::bench(&mut criterion);
     outgoing::bench(&mut criterion);
+    ledger::bench(&mut criterion);
     criterion.final_summary();
 }

@@ -2,21 +2,22 @@
 
 use std::hint::black_box;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use criterion::{BatchSize, Criterion};
 use http::Response;
 use http_body::Body as _;
-use portcullis::audit::{Audit, AuditConfig, AuditSink, Record};
-use portcullis::body;
+use portcullis::audit::{Audit, AuditConfig, AuditSink, InputMode, Record};
+use portcullis::body::{self, Body};
 use portcullis::request::RequestId;
 use portcullis::upstream::headers::About;
 use portcullis::upstream::{Forwarding, Trail};
 use serde_json::json;
 
 use crate::cpu::CpuTime;
-use crate::world::{World, connection, head, now};
+use crate::world::{World, connection, facts, head, now};
 
 const PATH: &str = "/orders/2026-000123?expand=lines";
 
@@ -94,21 +95,65 @@ fn fields(criterion: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
+/// Writes the policies that are asked about records: what they say costs next to nothing.
+fn policies(folder: &Path) {
+    for (file, text) in [
+        (
+            "plain.rego",
+            "package plain\n\nallow := {\"allow\": true, \"reason\": \"plain.yes\"}\n",
+        ),
+        (
+            "envoy.rego",
+            "package envoy\n\nallow := {\"allowed\": true}\n",
+        ),
+    ] {
+        std::fs::write(folder.join(file), text).unwrap();
+    }
+}
+
 /// From the head of a request to its line on the worker's page, as `gateway` tells the record.
 fn record(criterion: &mut Criterion<CpuTime>) {
-    let world = world(json!({}));
+    let mut group = criterion.benchmark_group("audit record");
+    for (name, policy, input) in [
+        ("open route", "public", InputMode::Full),
+        ("without input", "plain", InputMode::None),
+        ("with input", "plain", InputMode::Full),
+        ("with input, envoy", "envoy", InputMode::Full),
+    ] {
+        let route = json!({
+            "name": "orders", "path": "/orders/{id}", "authn": ["RS256"], "policy": policy,
+            "upstream": "up", "labels": { "team": "orders" },
+        });
+        let blocks = json!({
+            "plain": { "files": ["plain.rego"], "entrypoint": "data.plain.allow" },
+            "envoy": { "files": ["envoy.rego"], "entrypoint": "data.envoy.allow", "input": "envoy" },
+        });
+        let document = json!({ "routes": [route], "policies": blocks });
+        let world = World::load(&document, policies);
+        let config = AuditConfig {
+            queue: 1_048_576,
+            input,
+            ..AuditConfig::default()
+        };
+        one_record(&world, config, |write| {
+            group.bench_function(name, |bencher| {
+                bencher.iter_batched(|| body::full("ok"), &write, BatchSize::SmallInput);
+            });
+        });
+    }
+    group.finish();
+}
+
+fn one_record(world: &World, config: AuditConfig, measure: impl FnOnce(&dyn Fn(Body))) {
     let snapshot = &world.snapshot;
     let metrics = &snapshot.metrics;
-    let config = AuditConfig {
-        queue: 1_048_576,
-        ..AuditConfig::default()
-    };
     let audit = Audit::to_sink(Box::new(Taken), config, Arc::clone(metrics)).unwrap();
     let audit = Arc::new(audit);
     let conn = connection();
     let head = head(PATH, None);
     let request = world.request("RS256", PATH);
-    let route = world.find(&request).route;
+    let found = world.find(&request);
+    let route = found.route;
     let permit = world.permit(&request);
     let trace = snapshot.tracing.context(&request.headers);
     let trail = Trail {
@@ -117,7 +162,7 @@ fn record(criterion: &mut Criterion<CpuTime>) {
     };
     let received_at = now();
     let id = RequestId::random();
-    let write = |body| {
+    measure(&|body| {
         let mut record = Record::open(
             &audit,
             &snapshot.tracing,
@@ -129,9 +174,10 @@ fn record(criterion: &mut Criterion<CpuTime>) {
         );
         record.trace(&trace);
         record.request(&request);
-        record.route(&route.name, &route.counts);
+        record.route(&route.name, &route.counts, route.record);
         record.caller(&permit.caller);
         record.permitted(&permit);
+        record.asked(&route.policy, &request, &facts(&found), false);
         record.upstream(&route.upstream.name);
         record.forwarded(&trail);
         let mut followed = record.follow(Response::new(body)).into_body();
@@ -139,12 +185,7 @@ fn record(criterion: &mut Criterion<CpuTime>) {
         while let std::task::Poll::Ready(Some(_)) =
             std::pin::Pin::new(&mut followed).poll_frame(&mut cx)
         {}
-    };
-    let mut group = criterion.benchmark_group("audit record");
-    group.bench_function("open to written", |bencher| {
-        bencher.iter_batched(|| body::full("ok"), write, BatchSize::SmallInput);
     });
-    group.finish();
     for line in metrics.encode().lines() {
         if line.starts_with("portcullis_audit_records") {
             println!("{line}");

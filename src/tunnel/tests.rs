@@ -176,8 +176,8 @@ fn who_takes_nothing_stops_the_other_side_and_not_the_other_direction() {
 fn silence_and_age_end_a_tunnel() {
     local(async {
         for kind in [Kind::Bytes, Kind::WebSocket] {
-            let mut tunnel = relay(kind, 1000);
             let began = Instant::now();
+            let mut tunnel = relay(kind, 1000);
             let said = rest(&mut tunnel.client).await;
             let websocket = kind == Kind::WebSocket;
             assert_eq!(said.is_empty(), !websocket);
@@ -188,8 +188,8 @@ fn silence_and_age_end_a_tunnel() {
             assert!(took >= LIMITS.idle && took < LIMITS.total, "{took:?}");
             assert_eq!(tunnel.ended().await, Ended::Idle);
         }
-        let mut tunnel = relay(Kind::WebSocket, 1000);
         let began = Instant::now();
+        let mut tunnel = relay(Kind::WebSocket, 1000);
         let (client, upstream) = (&mut tunnel.client, &mut tunnel.upstream);
         let goodbye = close(Side::Upstream, 1001, "total_timeout");
         let mut said = Vec::new();

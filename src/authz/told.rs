@@ -6,7 +6,7 @@
 //! with the document. For `input: envoy` the document is built and then written.
 //!
 //! What may be secret is not told, and named: values of the query by [`Telling::queries`], bodies
-//! unless [`Telling::bodies`], and headers that look like credentials ([`is_secret`]) whatever is
+//! unless [`Telling::bodies`], and headers that look like credentials (`is_secret`) whatever is
 //! configured; so it is with answers (`answer`). Credentials that are known as such are in no document
 //! at all. What a policy's block keeps from its document is named, too: another block would show it.
 

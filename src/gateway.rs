@@ -353,21 +353,14 @@ impl Gateway {
         traces::begin(&mut progress.steps, "authorize");
         let mut seen = None;
         let decided = self.decide(snapshot, &found, &request, caller, &mut seen);
-        let by = match &decided {
-            Ok(permit) => {
-                record.permitted(permit);
-                Some(&permit.decided_by)
-            }
-            Err(Refusal::Denied(denial)) => {
-                record.denied(denial);
-                Some(&denial.decided_by)
-            }
-            Err(_) => None,
-        };
-        if let Some(by) = by {
-            let policy = snapshot.candidates.asked(by, &route.policy);
-            record.asked(policy, &request, &facts(&found), body.is_unread());
-        }
+        told(
+            record,
+            snapshot,
+            &found,
+            &request,
+            body.is_unread(),
+            &decided,
+        );
         let request = Rc::new(request);
         // What others would have said of it is asked behind the answer.
         progress.sighting = seen.map(|seen| {
@@ -671,6 +664,31 @@ fn facts<'m>(found: &'m Match<'_>) -> RouteFacts<'m> {
         params: &found.params,
         labels: &found.route.labels,
     }
+}
+
+/// Writes down what was decided and by whom, and what they were asked.
+fn told(
+    record: &mut Record,
+    snapshot: &Snapshot,
+    found: &Match<'_>,
+    request: &InboundRequest,
+    body_sent: bool,
+    decided: &Result<Permit, Refusal>,
+) {
+    let by = match decided {
+        Ok(permit) => {
+            record.permitted(permit);
+            &permit.decided_by
+        }
+        Err(Refusal::Denied(denial)) => {
+            record.denied(denial);
+            &denial.decided_by
+        }
+        // No policy was asked.
+        Err(_) => return,
+    };
+    let policy = snapshot.candidates.asked(by, &found.route.policy);
+    record.asked(policy, request, &facts(found), body_sent);
 }
 
 /// Takes what an issuer or a transmitter posts to us. Whoever posts what is not theirs to say is

@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::hint::black_box;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Instant;
 
@@ -83,6 +84,41 @@ pub(crate) fn bench(criterion: &mut Criterion<CpuTime>) {
             swap();
         }
         Err(problems) => println!("the large policy is not measured: {problems:#?}"),
+    }
+}
+
+/// Decides so often, `sixty:1000`, in a loop that callgrind can find.
+pub(crate) fn count(wanted: &str) {
+    let (name, times) = wanted.split_once(':').unwrap();
+    let times: usize = times.parse().unwrap();
+    let policy = name.trim_start_matches("input-");
+    let world = world(&[policy.trim_end_matches("-kept")])
+        .unwrap_or_else(|problems| panic!("{problems:#?}"));
+    let request = request(&world, policy);
+    let found = world.find(&request);
+    let caller = world.caller(&request);
+    let (facts, machines) = (facts(&found), Machines::default());
+    let rules = &found.route.policy;
+    println!("{name}: {}", rules.engine());
+    if policy != name {
+        counted_loop(times, || {
+            let input = rules.input(black_box(&request), &facts, &caller);
+            assert!(input.is_ok());
+        });
+        return;
+    }
+    let decide = || {
+        let decision = rules.decide(&machines, black_box(&request), &facts, caller.clone());
+        assert!(matches!(decision, Decision::Allow(_)), "{decision:?}");
+    };
+    decide();
+    counted_loop(times, decide);
+}
+
+#[inline(never)]
+fn counted_loop(times: usize, mut work: impl FnMut()) {
+    for _ in 0..times {
+        work();
     }
 }
 
@@ -185,6 +221,7 @@ fn world(names: &[&str]) -> Result<World, Vec<Problem>> {
         let files = match name {
             "sixty" => json!(["sixty.rego", "sixty.data.yaml"]),
             "large" => json!(["large.rego", "large.json"]),
+            "wide" => json!(["wide.rego", "wide.json"]),
             _ => json!([format!("{name}.rego")]),
         };
         for (name, cache) in [(name.to_owned(), false), (format!("{name}-kept"), true)] {
@@ -218,7 +255,13 @@ fn files(folder: &Path) {
         include_str!("../policies/sixty.data.yaml"),
     );
     write("large.rego", &large());
-    write("large.json", &grants().to_string());
+    write("large.json", &grants(0..SUBJECTS).to_string());
+    // The same rules with few data: callgrind is too slow for the gate's time otherwise.
+    write(
+        "wide.rego",
+        &large().replace("package large", "package wide"),
+    );
+    write("wide.json", &grants(12_300..12_400).to_string());
 }
 
 /// A rule for each of many resources, as generated policies have them.
@@ -245,8 +288,8 @@ allow if {{
     text
 }
 
-fn grants() -> Value {
-    let grants: serde_json::Map<_, _> = (0..SUBJECTS)
+fn grants(subjects: Range<usize>) -> Value {
+    let grants: serde_json::Map<_, _> = subjects
         .map(|number| {
             let subject = format!("user-{number:08}");
             let grants: Vec<_> = ["invoices", "reports", "orders", "customers", "addresses"]

@@ -119,8 +119,9 @@ pub struct BudgetConfig {
     /// allows.
     pub instructions: u32,
     /// Memory that the decision may allocate beside its input, `1MiB` to `1GiB`; looked at after
-    /// every instruction of the bytecode machine, and every few steps of the interpreter, where what
-    /// the whole process allocates meanwhile counts and 64 MiB more are allowed for it.
+    /// every instruction of the bytecode machine that can take some, and every few steps of the
+    /// interpreter, where what the whole process allocates meanwhile counts and 64 MiB more are
+    /// allowed for it.
     pub memory: Size,
 }
 

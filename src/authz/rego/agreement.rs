@@ -3,6 +3,7 @@
 use std::fs;
 use std::num::NonZeroU64;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -49,6 +50,12 @@ fn run(program: &Program, input: &Value) -> Outcome {
         Ok(mut machine) => machine.run(input.clone()),
         Err(why) => Outcome::Error(why),
     }
+}
+
+/// On our bytecode machine, or the engine's, with so many instructions.
+fn run_within(program: &Program, input: &Value, most: usize, engines: bool) -> Outcome {
+    let mut machine = Machine::within(program, most, engines).unwrap();
+    machine.run(input.clone())
 }
 
 fn same(one: &Outcome, other: &Outcome) -> bool {
@@ -641,7 +648,7 @@ fn both_engines_agree_on_generated_policies_made_of_what_is_on_the_list() {
     let data = json(
         r#"{"m": {"x": "y", "list": ["x", 1], "true": 1, "1": "x"}, "n": {"x": "y", "y": ["x", 1], "z": 1}}"#,
     );
-    let (mut inside, mut allowed, mut failed, mut differing) = (0, 0, 0, 0);
+    let (mut inside, mut allowed, mut failed, mut differing, mut ours) = (0, 0, 0, 0, 0);
     let first: u64 = std::env::var("PORTCULLIS_FIRST")
         .ok()
         .and_then(|first| first.parse().ok())
@@ -669,6 +676,12 @@ fn both_engines_agree_on_generated_policies_made_of_what_is_on_the_list() {
         for _ in 0..8 {
             let input = writer.input();
             let (expected, found) = (run(&interpreted, &input), run(&compiled, &input));
+            let engines = run_within(&compiled, &input, usize::MAX, true);
+            assert!(
+                same(&engines, &found),
+                "policy {seed} with {input}: the engine's machine {engines:?}, ours {found:?}\n{text}"
+            );
+            ours += u64::from(Machine::new(&compiled).unwrap().is_lean());
             if listed {
                 assert!(
                     same(&expected, &found),
@@ -684,6 +697,7 @@ fn both_engines_agree_on_generated_policies_made_of_what_is_on_the_list() {
     println!(
         "{inside} of {count} policies on the list, {allowed} times allowed, {failed} failed; off the list {differing} differences"
     );
+    assert!(count < 100 || ours > count * 4, "ours ran {ours} times");
     assert!(
         count < 100 || inside > count / 8 && allowed > count / 8,
         "{inside} inside, {allowed} allowed"
@@ -713,6 +727,152 @@ fn sixty() -> (Vec<Source>, Value) {
     let data = fs::read(benches.join("sixty.data.yaml")).unwrap();
     let data = document::from_yaml(&data).unwrap();
     (vec![("sixty.rego".to_owned(), text)], data)
+}
+
+#[test]
+fn our_machine_spends_the_instructions_that_the_engines_spends() {
+    let (sources, data) = sixty();
+    let sixty = program(&sources, &data, "data.sixty.allow", true).unwrap();
+    let loops = module(
+        "allow if { count([x | some x in input.list; f(x)]) > 1; every x in input.list { x < 9 } }\n\
+         f(x) := true if x > 1 else := false\ns contains x if some x in {1, 2, 3}\n\
+         allow if { not 4 in s; o := {\"a\": input.list}; o.a[0] == 7 }",
+    );
+    let loops = program(&loops, &Value::new_object(), "data.p.allow", true).unwrap();
+    let mut rng = StdRng::seed_from_u64(7);
+    let list = json(r#"{"list": [1, 2, 3, 8]}"#);
+    for (program, input) in [(&sixty, ordinary(&mut rng, 0)), (&loops, list)] {
+        assert!(Machine::new(program).unwrap().is_lean());
+        let (mut spent, mut most) = (0, 0);
+        loop {
+            let ours = run_within(program, &input, most, false);
+            let engines = run_within(program, &input, most, true);
+            assert_eq!(ours, engines, "with {most} instructions");
+            if !matches!(ours, Outcome::Budget(_)) {
+                break;
+            }
+            (spent, most) = (spent + 1, most + 1);
+        }
+        assert!(spent > 40, "{spent}");
+    }
+}
+
+/// A policy whose rules have several bodies, of which many begin with a comparison with a constant, or
+/// nearly with one.
+fn many_bodies(rng: &mut StdRng) -> String {
+    const STATEMENTS: &[&str] = &[
+        "input.t == \"x\"",
+        "\"x\" == input.t",
+        "input.t == \"y\"",
+        "input.request.segments[0] == \"x\"",
+        "input.request.segments[0] == \"y\"",
+        "input.n == 1",
+        "input.n == 7",
+        "input.none == null",
+        "input.nope == 1",
+        "input.list == [1, 2]",
+        "input.list[1] == 2",
+        "input.a.b == \"y\"",
+        "input.t != \"x\"",
+        "input.t == input.u",
+        "input.t in {\"x\", \"y\"}",
+        "not input.t == \"x\"",
+        "upper(input.n) == \"X\"",
+        "upper(input.t) == \"X\"",
+        "some v in input.list; v == 2",
+        "every v in input.list { v == 2; input.t == \"x\" }",
+        "count([v | some v in input.list; input.n == 1; v > 1]) == 1",
+        "data.m.x == \"y\"",
+        "input.n > 0",
+        "t := input.t; t == \"x\"",
+        "r",
+        "g(input.t)",
+    ];
+    let body = |rng: &mut StdRng| {
+        let count = rng.random_range(1..4);
+        let picked = (0..count).map(|_| *STATEMENTS.choose(rng).unwrap());
+        picked.collect::<Vec<_>>().join("; ")
+    };
+    let mut text = String::new();
+    if rng.random_bool(0.5) {
+        text.push_str("default allow := false\n");
+    }
+    for _ in 0..rng.random_range(2..7) {
+        let (one, other) = (body(rng), body(rng));
+        text.push_str(&match rng.random_range(0..8) {
+            0 => format!("allow if {{ {one} }} else := true if {{ {other} }}\n"),
+            1 => format!("s contains 1 if {{ {one} }}\ns contains 2 if {{ {other} }}\n"),
+            2 => format!("f(x) if {{ {one}; x == \"x\" }}\nf(x) if {{ {other} }}\n"),
+            3 => "allow if 1 in s\n".to_owned(),
+            4 => "allow if f(input.u)\n".to_owned(),
+            _ => format!("allow if {{ {one} }}\n"),
+        });
+    }
+    text.push_str(
+        "r if input.t == \"y\"\nr if input.n == 1\ng(x) if x == \"x\"\ng(x) if input.n == 7\n",
+    );
+    text.push_str("s contains 3 if input.n == 3\nf(x) if x == 9\n");
+    text
+}
+
+#[test]
+fn a_body_that_is_not_begun_fails_as_it_does_on_the_engines_machine() {
+    let count: u64 = std::env::var("PORTCULLIS_POLICIES")
+        .ok()
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(200);
+    let data = json(r#"{"m": {"x": "y"}}"#);
+    let (mut ran, mut allowed, mut spent) = (0u64, 0u64, 0u64);
+    for seed in 0..count {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let text = many_bodies(&mut rng);
+        let Ok(program) = program(&module(&text), &data, "data.p.allow", true) else {
+            continue;
+        };
+        let marked = Machine::watched(&program).is_some();
+        for _ in 0..6 {
+            let mut pick = |values: &[&str]| (*values.choose(&mut rng).unwrap()).to_owned();
+            let input = json(&format!(
+                r#"{{"t": {}, "u": {}, "n": {}, "none": {}, "list": {}, "a": {}, "request": {{"segments": {}}}}}"#,
+                pick(&["\"x\"", "\"y\"", "1", "null"]),
+                pick(&["\"x\"", "9"]),
+                pick(&["1", "7", "1.0", "\"x\"", "-1"]),
+                pick(&["null", "1"]),
+                pick(&["[1, 2]", "[]", "[2, 2]", "\"x\"", "{\"1\": 2}"]),
+                pick(&["{\"b\": \"y\"}", "{}", "\"y\"", "[]"]),
+                pick(&["[\"x\"]", "[]", "[\"y\", \"x\"]"]),
+            ));
+            let mut limits = vec![usize::MAX];
+            limits.extend((0..6).map(|_| rng.random_range(0..150)));
+            for most in limits {
+                let ours = run_within(&program, &input, most, false);
+                let engines = run_within(&program, &input, most, true);
+                assert_eq!(ours, engines, "policy {seed}, {most}, {input}\n{text}");
+                ran += 1;
+                allowed += u64::from(ours == Outcome::Answer(Value::from(true)));
+                spent += u64::from(matches!(ours, Outcome::Budget(_)));
+                if most == usize::MAX && marked {
+                    let watched = Machine::watched(&program).unwrap().run(input.clone());
+                    assert_eq!(ours, watched, "policy {seed}, {input}\n{text}");
+                }
+            }
+        }
+    }
+    println!("{ran} runs, {allowed} allowed, {spent} spent their instructions");
+    assert!(ran > count * 30 && allowed > count && spent > count);
+}
+
+#[test]
+fn our_machine_keeps_nothing_of_a_request() {
+    let (sources, data) = sixty();
+    let program = program(&sources, &data, "data.sixty.allow", true).unwrap();
+    let mut machine = Machine::new(&program).unwrap();
+    let secret: Arc<str> = "only here".into();
+    let mut input = ordinary(&mut StdRng::seed_from_u64(7), 0);
+    let members = input.as_object_mut().unwrap();
+    members.insert("secret".into(), Value::String(Arc::clone(&secret)));
+    assert!(matches!(machine.run(input), Outcome::Answer(_)));
+    assert_eq!(Arc::strong_count(&secret), 1);
 }
 
 /// A request that the ordinary policy allows, or with members changed at random.

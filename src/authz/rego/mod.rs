@@ -11,6 +11,7 @@ pub(in crate::authz) mod guarded;
 #[cfg(test)]
 mod hazards;
 pub(in crate::authz) mod host;
+mod lean;
 mod memory;
 #[cfg(test)]
 mod opa;
@@ -32,6 +33,7 @@ use regorus::{Engine, LimitError, MemoryBudgetConfig, PolicyLengthConfig, Value}
 
 use crate::authz::published::InputDocument;
 use crate::authz::rego::host::Errors;
+use crate::authz::rego::lean::{Ended, Lean};
 use crate::authz::rego::memory::Watch;
 use crate::authz::rego::profile::{Ledger, Marked, Marks};
 use crate::authz::source::guard;
@@ -399,6 +401,21 @@ impl Setup {
         Ok(Box::new(vm))
     }
 
+    /// What runs a program.
+    fn running(&self, bytecode: &Arc<Bytecode>, most: usize) -> Result<Running, String> {
+        bytecode
+            .check_rule_data_conflicts(&self.data)
+            .map_err(|error| error.to_string())?;
+        let limits = Limits {
+            instructions: most,
+            ..self.limits
+        };
+        Ok(match Lean::new(bytecode, self.data.clone(), limits) {
+            Some(lean) => Running::Lean(Box::new(lean), None),
+            None => Running::Rvm(self.vm_within(bytecode, most)?, Arc::clone(bytecode), None),
+        })
+    }
+
     fn interpreter(&self) -> Box<Engine> {
         let mut engine = Box::new(self.engine.clone());
         allow(&mut engine, self.limits.time);
@@ -423,7 +440,9 @@ pub(in crate::authz) struct Machine {
 
 #[derive(Debug)]
 enum Running {
-    /// With the interpreter once it was needed.
+    /// Our own bytecode machine, with the interpreter once it was needed.
+    Lean(Box<Lean>, Option<Box<Engine>>),
+    /// The engine's, for programs that ours does not know.
     Rvm(Box<RegoVM>, Arc<Bytecode>, Option<Box<Engine>>),
     Interpreter(Box<Engine>),
 }
@@ -432,10 +451,33 @@ impl Machine {
     pub(in crate::authz) fn new(program: &Program) -> Result<Self, String> {
         let setup = Arc::clone(&program.setup);
         let running = match &program.kind {
-            Kind::Rvm(bytecode) => Running::Rvm(setup.vm(bytecode)?, Arc::clone(bytecode), None),
+            Kind::Rvm(bytecode) => setup.running(bytecode, setup.limits.instructions)?,
             Kind::Interpreter => Running::Interpreter(setup.interpreter()),
         };
         Ok(Self { running, setup })
+    }
+
+    /// A bytecode machine that may do so many instructions: ours, or the engine's own, which ours is
+    /// held against.
+    #[cfg(test)]
+    pub(in crate::authz) fn within(program: &Program, most: usize, engines: bool) -> Option<Self> {
+        let setup = Arc::clone(&program.setup);
+        let Kind::Rvm(bytecode) = &program.kind else {
+            return None;
+        };
+        let running = if engines {
+            let vm = setup.vm_within(bytecode, most).ok()?;
+            Running::Rvm(vm, Arc::clone(bytecode), None)
+        } else {
+            setup.running(bytecode, most).ok()?
+        };
+        Some(Self { running, setup })
+    }
+
+    /// Whether it is our own bytecode machine.
+    #[cfg(test)]
+    pub(in crate::authz) fn is_lean(&self) -> bool {
+        matches!(self.running, Running::Lean(..))
     }
 
     /// A machine that tells [`profile`] which rule runs; `None` when the program has no marks.
@@ -444,8 +486,7 @@ impl Machine {
         let setup = Arc::clone(&program.setup);
         // Each mark is an instruction too, and there are fewer of them than of the others.
         let most = setup.limits.instructions.saturating_mul(2);
-        let vm = setup.vm_within(&marked, most).ok()?;
-        let running = Running::Rvm(vm, marked, None);
+        let running = setup.running(&marked, most).ok()?;
         Some(Self { running, setup })
     }
 
@@ -463,6 +504,20 @@ impl Machine {
     fn evaluate(&mut self, input: Value) -> Outcome {
         // Unwind safety: a machine that panicked is thrown away by the caller.
         let run = catch_unwind(AssertUnwindSafe(|| match &mut self.running {
+            Running::Lean(lean, interpreter) => {
+                let begun = Instant::now();
+                let outcome = match lean.execute(input.clone()) {
+                    Ok(value) => return Outcome::Answer(value),
+                    Err(Ended::Error(error)) => of_vm(*error),
+                    Err(Ended::Odd(why)) => Outcome::Error(why.to_owned()),
+                };
+                if !matches!(outcome, Outcome::Error(_)) {
+                    return outcome;
+                }
+                let engine = interpreter.get_or_insert_with(|| self.setup.interpreter());
+                // Both together have the time of one.
+                asked(engine, input, &self.setup, begun)
+            }
             Running::Rvm(vm, bytecode, interpreter) => {
                 let begun = Instant::now();
                 vm.set_input(input.clone());

@@ -863,6 +863,30 @@ fn a_body_that_is_not_begun_fails_as_it_does_on_the_engines_machine() {
 }
 
 #[test]
+fn both_machines_end_what_takes_more_memory_than_it_may() {
+    let sources =
+        module("allow if count([[a, b] | some a in input.list; some b in input.list]) > 1");
+    let limits = Limits {
+        memory: NonZeroU64::new(1 << 20).unwrap(),
+        ..LIMITS
+    };
+    let engine = rego::parse(&sources, &Value::new_object()).unwrap();
+    let program = Program::compiled(engine, "data.p.allow", limits).unwrap();
+    for (length, fits) in [(20, true), (200, false)] {
+        let list = Value::from((0..length).map(Value::from).collect::<Vec<_>>());
+        let input = document::object([("list", list)]);
+        for engines in [false, true] {
+            match run_within(&program, &input, limits.instructions, engines) {
+                Outcome::Answer(answer) => assert!(fits && answer == Value::from(true)),
+                Outcome::Budget(why) => assert!(!fits && why.contains("memory budget"), "{why}"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(Machine::new(&program).unwrap().is_lean());
+}
+
+#[test]
 fn our_machine_keeps_nothing_of_a_request() {
     let (sources, data) = sixty();
     let program = program(&sources, &data, "data.sixty.allow", true).unwrap();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Connection, request};
 use crate::support::eventually;
-use crate::support::gateway::{Builder, Gateway, World};
+use crate::support::gateway::{ADMIN, Builder, Gateway, World};
 use crate::support::program::Program;
 use crate::support::upstream::{Next, Upstream};
 
@@ -500,7 +500,7 @@ fn what_went_back_is_back_after_a_restart() {
     let program = Program::start(builder);
     let ask = |program: &Program, method: &str, path: &str| {
         let host = program.admin.to_string();
-        let headers = [("host", &*host), ("x-portcullis-admin", "1")];
+        let headers = [("host", &*host), ("authorization", ADMIN)];
         Connection::plain(program.admin)
             .send(request(method, path, &headers))
             .answer()

@@ -147,6 +147,27 @@ fn the_printed_introduction_works_and_tokens_can_be_minted() {
     let answer = connection.answer().unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
 
+    // The page's address and the token that it asks for stand there, and no other opens it.
+    let word = |name: &str, nth: usize| {
+        let line = lines.iter().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(nth).unwrap().to_owned()
+    };
+    let (page, token) = (word("page ", 1), word("admin token", 2));
+    assert_eq!(token.len(), 64, "{token}");
+    let admin = page.strip_prefix("http://").unwrap().trim_end_matches('/');
+    let status = |token: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("host", admin), ("authorization", bearer.as_str())];
+        let mut connection = crate::support::client::Connection::plain(admin.parse().unwrap());
+        connection.send(crate::support::client::request(
+            "GET",
+            "/decisions",
+            &headers,
+        ));
+        connection.answer().unwrap().status
+    };
+    assert_eq!((status(&token), status(&"0".repeat(64))), (200, 401));
+
     // Whoever pastes a line is told beforehand what will come of it.
     for (index, line) in lines
         .iter()

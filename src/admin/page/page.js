@@ -740,7 +740,7 @@
     const rows = table("Candidates", [
       { name: "Candidate", sort: (c) => c.name, cell: (c) => ({ t: c.name, sub: `for ${c.of}, revision ${c.revision}` }) },
       { name: "Standing", sort: (c) => c.standing, cell: (c) => ({ ...(standings[c.standing] || { t: c.standing, badge: "idle" }),
-        sub: c.back ? `${text(c.back.why || c.back.edge)}, since ${at(c.back.since)}` : enforce(c) }) },
+        sub: c.back ? `${text(c.back.why || c.back.edge)}, since ${at(c.back.since)}` : c.judged && c.judged.held ? c.judged.held : enforce(c) }) },
       { name: "Compared", c: "num", sort: (c) => c.compared, down: true, cell: (c) => ({ t: number(c.compared), sub: c.sample ? `of ${c.sample} sampled` : "" }) },
       { name: "Would deny", c: "num", sort: (c) => c.denies, down: true, cell: (c) => some(c, "denies") },
       { name: "Would allow", c: "num", sort: (c) => c.permits, down: true, cell: (c) => some(c, "permits") },

@@ -850,3 +850,41 @@ fn what_sampling_leaves_out_is_gathered_and_told_at_the_end_to_the_record() {
     let sum: u64 = told.iter().map(|left| left.sampled["orders"]).sum();
     assert_eq!(sum, sent);
 }
+
+/// A sink that takes lines and nothing else, and says when the writer has let go of it.
+struct NoNotes {
+    tries: Arc<std::sync::atomic::AtomicUsize>,
+    /// Breaks off when this is dropped.
+    _alive: std::sync::mpsc::Sender<()>,
+}
+
+impl AuditSink for NoNotes {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        Ok(lines.len())
+    }
+
+    fn left_out(&mut self, _: &LeftOut) -> io::Result<()> {
+        self.tries
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Err(io::ErrorKind::StorageFull.into())
+    }
+}
+
+#[test]
+fn a_writer_that_nobody_can_send_to_ends_also_when_only_counts_are_left_and_not_taken() {
+    let (alive, ended) = std::sync::mpsc::channel();
+    let tries = Arc::<std::sync::atomic::AtomicUsize>::default();
+    let sink = Box::new(NoNotes {
+        tries: Arc::clone(&tries),
+        _alive: alive,
+    });
+    let queue = Queue::begin(sink, Stages::default(), 100, Arc::default()).unwrap();
+    let lane = queue.lane();
+    lane.left_out(|left| left.sample("orders"));
+    drop((lane, queue));
+    // It says nothing: the writer's thread has ended, and the sink with it.
+    let end = ended.recv_timeout(PATIENCE);
+    assert_eq!(end, Err(std::sync::mpsc::RecvTimeoutError::Disconnected));
+    let tries = tries.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((2..=7).contains(&tries), "{tries} tries in five seconds");
+}

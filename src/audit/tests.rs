@@ -888,3 +888,49 @@ fn a_writer_that_nobody_can_send_to_ends_also_when_only_counts_are_left_and_not_
     let tries = tries.load(std::sync::atomic::Ordering::Relaxed);
     assert!((2..=7).contains(&tries), "{tries} tries in five seconds");
 }
+
+/// What is said of a section that is good.
+fn warnings(section: &Value) -> Vec<String> {
+    let config: AuditConfig = serde_json::from_value(section.clone()).unwrap();
+    let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::default());
+    assert!(cx.at("audit", |cx| config.compile(None, cx)).is_some());
+    let problems = cx.finish().0.into_iter();
+    // Of the sinks, and not of the key that the ledger has none of.
+    problems
+        .filter(|problem| problem.path == "audit.ship")
+        .map(|problem| format!("{}: {}", problem.message, problem.help.unwrap_or_default()))
+        .collect()
+}
+
+#[test]
+fn sinks_behind_a_ledger_without_a_bound_and_forgotten_ones_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = folder.path().join("records");
+    let copy = folder.path().join("copy.jsonl");
+    let section = |keep: Value, ship: Value| json!({"sink": {"ledger": {"folder": ledger, "keep": keep}}, "ship": ship});
+    let ship = json!({"siem": {"to": {"file": copy}}});
+    let of_size = |said: &[String]| {
+        said.iter()
+            .any(|one| one.contains("the ledger has no bound"))
+    };
+    // Of all that is kept, only the size is a bound of the disk.
+    for keep in [json!({}), json!({"time": "30d"})] {
+        let said = warnings(&section(keep, ship.clone()));
+        assert!(of_size(&said), "{said:?}");
+        assert!(said.concat().contains("keep: { size:"), "{said:?}");
+    }
+    let bound = json!({"size": "20GiB"});
+    assert_eq!(warnings(&section(bound.clone(), ship.clone())), [""; 0]);
+    assert_eq!(warnings(&section(json!({}), json!({}))), [""; 0], "no sink");
+
+    // A sink was renamed while nobody was here to see it.
+    std::fs::create_dir_all(ledger.join("ship")).unwrap();
+    let cursor = json!({"ledger": "a", "record": 43, "segment": 1, "offset": 7}).to_string();
+    std::fs::write(ledger.join("ship/splunk.json"), cursor).unwrap();
+    for ship in [ship, json!({})] {
+        let said = warnings(&section(bound.clone(), ship)).concat();
+        assert!(said.contains("the cursor of a sink `splunk`"), "{said}");
+        assert!(said.contains("as far as record 43"), "{said}");
+        assert!(said.contains("rename `ship/splunk.json`"), "{said}");
+    }
+}

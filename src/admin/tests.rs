@@ -573,3 +573,41 @@ async fn a_session_reads_with_both_halves_and_changes_nothing() {
     assert!(ended.contains("Max-Age=0"), "{ended}");
     assert_eq!(served.ask("GET /status", &both).await.0, 401);
 }
+
+#[tokio::test]
+async fn while_the_record_of_a_trace_is_looked_for_other_work_of_the_thread_goes_on() {
+    let state = AdminState::new(
+        Arc::new(Live::new(snapshot())),
+        Arc::new(|| Box::pin(async { reloaded() })),
+        Arc::default(),
+        Arc::new(ArcSwap::from_pointee(Admin {
+            address: None,
+            token: None,
+            hosts: Vec::new(),
+        })),
+        Workers::asked_by(|_| (0, tokio::sync::mpsc::unbounded_channel().1)),
+    );
+    let recent = Arc::clone(state.live.current().audit.recent());
+    let (held, is_held) = tokio::sync::oneshot::channel();
+    let (let_go, told) = std::sync::mpsc::channel();
+    // A search that takes until something else was done on the thread that asks.
+    let search = std::thread::spawn(move || {
+        let held_until = recent.held();
+        held.send(()).unwrap();
+        let others_went_on = told.recv_timeout(Duration::from_secs(10)).is_ok();
+        drop(held_until);
+        others_went_on
+    });
+    is_held.await.unwrap();
+    let seen = crate::audit::traces::Seen {
+        request_id: "0123456789abcdef".to_owned(),
+        stages: Vec::new(),
+        refused_at: None,
+    };
+    let (told, ()) = tokio::join!(traces::request(&state, &seen), async {
+        // Whoever searched here would have been in the way for ten seconds, and is gone.
+        let _ = let_go.send(());
+    });
+    assert_eq!(told["record"], Value::Null);
+    assert!(search.join().unwrap(), "nothing else was done meanwhile");
+}

@@ -188,7 +188,7 @@ fn page<T>(seen: &[T], after: usize) -> impl Iterator<Item = &T> {
 }
 
 /// A request with its stages, its record when that is written, and why it was decided so.
-async fn request(state: &AdminState, seen: &Seen) -> Value {
+pub(super) async fn request(state: &AdminState, seen: &Seen) -> Value {
     let millis = |time: Duration| time.as_secs_f64() * 1000.0;
     let stages: Vec<Value> = seen
         .stages

@@ -6,6 +6,7 @@
 //! the order of their names, no blanks, numbers as `serde_json` writes them; so equal documents are
 //! equal bytes.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
@@ -155,7 +156,7 @@ pub fn instant(out: &mut Vec<u8>, at: SystemTime) {
     let since = at
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default();
-    raw(out, &civil(since.as_secs()));
+    raw(out, &civil_now(since.as_secs()));
     let nanos = since.subsec_nanos();
     if nanos > 0 {
         let digits = padded::<9>(nanos);
@@ -164,6 +165,22 @@ pub fn instant(out: &mut Vec<u8>, at: SystemTime) {
         raw(out, digits.get(..digits.len() - zeros).unwrap_or_default());
     }
     out.push(b'Z');
+}
+
+/// [`civil`], remembered: most of what a thread writes down happened in the same second.
+fn civil_now(seconds: u64) -> [u8; 19] {
+    thread_local! {
+        static LAST: Cell<(u64, [u8; 19])> = const { Cell::new((0, *b"1970-01-01T00:00:00")) };
+    }
+    LAST.with(|last| {
+        let (second, written) = last.get();
+        if second == seconds {
+            return written;
+        }
+        let written = civil(seconds);
+        last.set((seconds, written));
+        written
+    })
 }
 
 /// `2026-01-15T09:30:00` of so many seconds since 1970; years have four digits.
@@ -262,7 +279,7 @@ pub fn canonical(document: &Value) -> String {
 
 /// A member's name as a part of a JSON Pointer (RFC 6901) that stands in a text.
 pub fn pointer_part(out: &mut Vec<u8>, name: &str) {
-    if !name.contains(['~', '/']) {
+    if !name.bytes().any(|byte| matches!(byte, b'~' | b'/')) {
         return inner(out, name, false);
     }
     inner(out, &name.replace('~', "~0").replace('/', "~1"), false);

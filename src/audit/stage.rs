@@ -91,11 +91,10 @@ impl Stages {
         let (mut line, mut next) = (Vec::new(), Vec::new());
         // Up to here nothing was changed; `spare` has what comes after.
         let mut same = None;
-        let mut at = 0;
-        for text in page.split_inclusive(|&byte| byte == b'\n') {
-            let begin = at;
-            at += text.len();
-            let text = text.strip_suffix(b"\n").unwrap_or(text);
+        let mut begin = 0;
+        for end in memchr::memchr_iter(b'\n', page) {
+            let at = std::mem::replace(&mut begin, end + 1);
+            let text = page.get(at..end).unwrap_or_default();
             let mut passed = Passed::Left;
             for stage in stages.iter_mut() {
                 next.clear();
@@ -129,11 +128,11 @@ impl Stages {
                 Passed::Left if same.is_none() => {}
                 Passed::Left => push(spare, text),
                 Passed::Changed => {
-                    same.get_or_insert(begin);
+                    same.get_or_insert(at);
                     push(spare, &line);
                 }
                 Passed::Dropped => {
-                    same.get_or_insert(begin);
+                    same.get_or_insert(at);
                 }
             }
             through.kept += usize::from(passed != Passed::Dropped);

@@ -40,6 +40,8 @@ const MAX_WHY: usize = 4096;
 const MAX_RULES: usize = 8;
 /// How deep it follows rules.
 const MAX_DEPTH: usize = 4;
+/// What stands in a record before the decision of a policy: behind the policy itself.
+const DECISION: &[u8] = b"},\"decision\":";
 
 /// Why a decision cannot be told of.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -262,7 +264,7 @@ pub fn explain(line: &[u8], text: &Text, time: Duration) -> Result<Why, Untold> 
 pub(super) struct Reasons {
     texts: Arc<Texts>,
     metrics: Arc<Metrics>,
-    denied: Finder<'static>,
+    decision: Finder<'static>,
     explainers: Vec<Ready>,
     /// What was told of equal questions; empty when it cannot be told.
     memo: BTreeMap<String, Arc<[u8]>>,
@@ -307,7 +309,7 @@ impl Reasons {
         Self {
             texts,
             metrics,
-            denied: Finder::new("\"decision\":\"deny\""),
+            decision: Finder::new(DECISION),
             explainers: Vec::new(),
             memo: BTreeMap::new(),
             memo_bytes: 0,
@@ -391,7 +393,10 @@ impl Stage for Reasons {
     }
 
     fn line(&mut self, line: &[u8], changed: &mut Vec<u8>) -> Passed {
-        if self.denied.find(line).is_none() {
+        // The first one counts: what clients say is escaped, and what a policy says stands behind it.
+        let at = self.decision.find(line).map(|at| at + DECISION.len());
+        let decision = at.and_then(|at| line.get(at..)).unwrap_or_default();
+        if !decision.starts_with(b"\"deny\"") {
             return Passed::Left;
         }
         let begun = Instant::now();

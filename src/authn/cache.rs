@@ -144,7 +144,7 @@ impl TokenCache {
     }
 
     /// Whether tokens are remembered at all.
-    pub(super) fn is_on(&self) -> bool {
+    fn is_on(&self) -> bool {
         self.bounds.entries > 0
     }
 

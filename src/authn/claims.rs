@@ -228,19 +228,20 @@ impl Facts {
         };
         let optional =
             |name: &Option<Arc<str>>| name.as_ref().map_or(Value::Null, document::string);
+        // In the order of their names, which is what an object is built from fastest.
         let document = document::object([
-            ("method", Value::from(self.method)),
+            ("claims", self.claims.clone()),
+            ("client", optional(&self.client)),
+            ("expires_at", rfc3339(self.expires_at)),
+            ("id", document::string(&id)),
+            ("issued_at", self.issued_at.map_or(Value::Null, rfc3339)),
             ("issuer", document::string(&self.issuer)),
+            ("method", Value::from(self.method)),
+            ("roles", names(&self.roles)),
+            ("scopes", names(&self.scopes)),
             ("source", document::string(&self.source)),
             ("subject", document::string(&self.subject)),
-            ("id", document::string(&id)),
-            ("client", optional(&self.client)),
-            ("scopes", names(&self.scopes)),
-            ("roles", names(&self.roles)),
-            ("claims", self.claims.clone()),
             ("token_id", optional(&self.token_id)),
-            ("issued_at", self.issued_at.map_or(Value::Null, rfc3339)),
-            ("expires_at", rfc3339(self.expires_at)),
         ]);
         Identity {
             method: self.method,

@@ -271,6 +271,14 @@ impl Judge {
     }
 }
 
+/// A token that was found good.
+struct Judged {
+    issuer: Arc<Issuer>,
+    entry: Arc<Entry>,
+    /// Whether it was verified before.
+    known: bool,
+}
+
 /// A token as it came.
 struct Presented<'t> {
     text: &'t str,
@@ -294,8 +302,14 @@ impl Jwt {
         recent: &Recent,
     ) -> Attempt {
         match self.judge(token, request).await {
-            Ok((issuer, entry)) => {
-                if issuer.cache.is_on() {
+            Ok(Judged {
+                issuer,
+                entry,
+                known,
+            }) => {
+                // Not at first sight: tokens that are used once would push out those that are used
+                // again, and their copies cost more than the look-up they save.
+                if known {
                     recent.keep(field, &issuer, &entry);
                 }
                 verdict(&entry, request)
@@ -327,11 +341,7 @@ impl Jwt {
         Some(Arc::clone(&entry.identity))
     }
 
-    async fn judge(
-        &self,
-        token: &str,
-        request: &InboundRequest,
-    ) -> Result<(Arc<Issuer>, Arc<Entry>), Failure> {
+    async fn judge(&self, token: &str, request: &InboundRequest) -> Result<Judged, Failure> {
         let now = request.received_at;
         let largest = self
             .issuers
@@ -347,7 +357,11 @@ impl Jwt {
         for issuer in &self.issuers {
             if let Some(entry) = issuer.cached(&token.digest, now) {
                 issuer.metrics.token_cache(issuer.name(), "hit");
-                return Ok((Arc::clone(issuer), entry));
+                return Ok(Judged {
+                    issuer: Arc::clone(issuer),
+                    entry,
+                    known: true,
+                });
             }
         }
         let jws = Jws::parse(token.text).map_err(|refused| refused.from(None))?;
@@ -359,8 +373,11 @@ impl Jwt {
             let refused = refused(code::SIZE, "it is longer than the issuer allows");
             return Err(refused.from(Some(issuer.name())));
         }
-        let entry = issuer.verify(&token, jws, claims, request).await?;
-        Ok((Arc::clone(issuer), entry))
+        Ok(Judged {
+            issuer: Arc::clone(issuer),
+            entry: issuer.verify(&token, jws, claims, request).await?,
+            known: false,
+        })
     }
 }
 

@@ -306,6 +306,8 @@ pub(super) fn document(
 /// As [`document`].
 pub(super) fn readable(request: &InboundRequest) -> Result<(), Unreadable> {
     if let Some(query) = &request.query
+        // Each but the last takes two bytes at least.
+        && query.len() > 2 * MAX_QUERY_PARAMETERS
         && pairs(query).nth(MAX_QUERY_PARAMETERS).is_some()
     {
         return Err(Unreadable::QueryParameters);

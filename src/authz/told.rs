@@ -24,9 +24,9 @@ pub use self::answer::answer_as_told;
 use super::cache::projection::Question;
 use super::input::{self, CREDENTIALS, Unreadable};
 use super::{Policy, RouteFacts, Rules, Sees, body, envoy};
-use crate::ascii::{address, instant, number, pointer_part, raw, text, value};
+use crate::ascii::{address, instant, number, plain, pointer_part, raw, text, value};
 use crate::authn::Identity;
-use crate::request::{ConnInfo, InboundRequest};
+use crate::request::{CanonicalPath, InboundRequest};
 
 /// What stands in place of a value that is not told.
 pub(super) const MASK: &str = "***";
@@ -259,12 +259,7 @@ pub(super) fn portcullis(
     raw(to, b",\"scheme\":\"");
     raw(to, request.scheme.as_str().as_bytes());
     raw(to, b"\",\"segments\":[");
-    for (nth, segment) in request.path.decoded().enumerate() {
-        if nth > 0 {
-            to.push(b',');
-        }
-        text(to, &segment);
-    }
+    segments(&request.path, to);
     raw(to, b"]},\"route\":{\"labels\":");
     value(to, about.route.labels);
     raw(to, b",\"name\":");
@@ -273,16 +268,9 @@ pub(super) fn portcullis(
     params(about.route, to);
     raw(
         to,
-        br#"}},"signals":{"device":{"known":false},"place":{"known":false}},"source":{"address":""#,
+        br#"}},"signals":{"device":{"known":false},"place":{"known":false}},"source":{"#,
     );
-    address(to, request.client);
-    raw(to, b"\",\"port\":");
-    match input::port(request) {
-        Some(port) => number(to, port),
-        None => raw(to, b"null"),
-    }
-    raw(to, b",\"tls\":");
-    raw(to, written_tls(&request.conn));
+    source(request, to);
     raw(to, b"},\"version\":1}");
     Ok(())
 }
@@ -297,18 +285,52 @@ fn written_identity(identity: &Identity) -> &[u8] {
     })
 }
 
-/// What is said of the connection's TLS; the same for all of its requests. That it can be written was
-/// looked at before.
-fn written_tls(conn: &ConnInfo) -> &[u8] {
-    let written = &conn.forwarded.input;
-    written.get_or_init(|| {
+/// The decoded segments of the path.
+fn segments(path: &CanonicalPath, out: &mut Vec<u8>) {
+    let written = path.as_str().as_bytes();
+    if memchr::memchr(b'%', written).is_none() && plain(written) {
+        // Most paths: nothing to decode, nothing to escape.
+        for (nth, segment) in path.as_written().enumerate() {
+            raw(out, if nth > 0 { b",\"" } else { b"\"" });
+            raw(out, segment.as_bytes());
+            out.push(b'"');
+        }
+        return;
+    }
+    for (nth, segment) in path.decoded().enumerate() {
+        if nth > 0 {
+            out.push(b',');
+        }
+        text(out, &segment);
+    }
+}
+
+/// The members of `source`. They are the same for all requests of a connection, but for those that a
+/// trusted proxy passes on. That the TLS session can be written was looked at before.
+fn source(request: &InboundRequest, out: &mut Vec<u8>) {
+    const TLS: &[u8] = b",\"tls\":";
+    let conn = &*request.conn;
+    let written = conn.forwarded.input.get_or_init(|| {
         let mut out = Vec::new();
+        raw(&mut out, b"\"address\":\"");
+        address(&mut out, conn.peer.ip().to_canonical());
+        raw(&mut out, b"\",\"port\":");
+        number(&mut out, conn.peer.port().into());
+        raw(&mut out, TLS);
         match input::tls(conn) {
             Ok(tls) => value(&mut out, &tls),
             Err(_) => raw(&mut out, b"null"),
         }
         out.into()
-    })
+    });
+    if !request.via_trusted_proxy {
+        return raw(out, written);
+    }
+    raw(out, b"\"address\":\"");
+    address(out, request.client);
+    raw(out, b"\",\"port\":null");
+    let tls = memchr::memmem::find(written, TLS).and_then(|at| written.get(at..));
+    raw(out, tls.unwrap_or_default());
 }
 
 /// `body` and `body_truncated`, each with a comma behind it.
@@ -359,10 +381,23 @@ fn headers(about: &Question<'_>, how: &Telling, out: &mut Script) {
         raw(&mut out.input, name.as_str().as_bytes());
         raw(&mut out.input, b"\":");
         let path = ["request", "headers", name.as_str()];
-        let secret = |value: &[u8]| is_secret(name.as_str(), value);
-        if secret(value) || same.iter().any(|(_, value)| secret(value)) {
+        // Neither a list nor an address with a query: most values.
+        let simple = same.is_empty() && memchr::memchr2(b',', b'?', value).is_none();
+        let secret = is_secret_name(name.as_str())
+            || if simple {
+                is_secret_item(value)
+            } else {
+                is_secret_value(value) || same.iter().any(|(_, value)| is_secret_value(value))
+            };
+        if secret {
             out.mask(&path);
             text(&mut out.input, MASK);
+            continue;
+        }
+        if simple && plain(value) {
+            out.input.push(b'"');
+            raw(&mut out.input, value);
+            out.input.push(b'"');
             continue;
         }
         let mut shown = String::from_utf8_lossy(value);
@@ -494,27 +529,55 @@ pub(super) fn is_secret(name: &str, value: &[u8]) -> bool {
     is_secret_name(name) || is_secret_value(value)
 }
 
+/// What names of headers that may be credentials hold.
+const SECRET_WORDS: [&[u8]; 15] = [
+    b"api-key",
+    b"apikey",
+    b"authorization",
+    b"assertion",
+    b"access-key",
+    b"credential",
+    b"cookie",
+    b"csrf",
+    b"jwt",
+    b"passw",
+    b"secret",
+    b"session",
+    b"signature",
+    b"token",
+    b"xsrf",
+];
+
+/// For each first letter, with which second ones a word begins; letters by their lowest five bits.
+/// Every header of every request is asked, and hardly any place in a name passes this.
+const BEGINNINGS: [u32; 32] = beginnings();
+
+#[expect(clippy::indexing_slicing, reason = "at compile time")]
+const fn beginnings() -> [u32; 32] {
+    let mut seconds = [0; 32];
+    let mut nth = 0;
+    while nth < SECRET_WORDS.len() {
+        let word = SECRET_WORDS[nth];
+        seconds[(word[0] & 31) as usize] |= 1 << (word[1] & 31);
+        nth += 1;
+    }
+    seconds
+}
+
 fn is_secret_name(name: &str) -> bool {
     let bytes = name.as_bytes();
-    let found = bytes.iter().enumerate().any(|(at, first)| {
-        let words: &[&[u8]] = match first {
-            b'a' => &[
-                b"api-key",
-                b"apikey",
-                b"authorization",
-                b"assertion",
-                b"access-key",
-            ],
-            b'c' => &[b"credential", b"cookie", b"csrf"],
-            b'j' => &[b"jwt"],
-            b'p' => &[b"passw"],
-            b's' => &[b"secret", b"session", b"signature"],
-            b't' => &[b"token"],
-            b'x' => &[b"xsrf"],
-            _ => return false,
-        };
-        let rest = bytes.get(at..).unwrap_or_default();
-        words.iter().any(|word| rest.starts_with(word))
+    let mut first = 0;
+    let found = bytes.iter().enumerate().any(|(at, &second)| {
+        let before = std::mem::replace(&mut first, second);
+        let seconds = BEGINNINGS.get(usize::from(before & 31));
+        if seconds.is_none_or(|seconds| seconds & (1 << (second & 31)) == 0) {
+            return false;
+        }
+        let rest = bytes.get(at.saturating_sub(1)..).unwrap_or_default();
+        let begins = |word: &[u8]| word.first() == Some(&before) && word.get(1) == Some(&second);
+        SECRET_WORDS
+            .iter()
+            .any(|word| begins(word) && rest.starts_with(word))
     });
     found
         || (bytes.ends_with(b"-key") && name != "idempotency-key" && name != "sec-websocket-key")

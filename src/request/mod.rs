@@ -56,7 +56,7 @@ pub struct Told {
     pub upstream: OnceLock<Forwarded>,
     /// In records.
     pub record: OnceLock<Box<[u8]>>,
-    /// In what records tell of a policy's input: its TLS session.
+    /// In what records tell of a policy's input: its peer and its TLS session.
     pub input: OnceLock<Box<[u8]>>,
 }
 

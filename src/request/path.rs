@@ -124,15 +124,26 @@ impl CanonicalPath {
 
     /// [`CanonicalPath::segments`], of which those that are written as they are read are not copied.
     pub fn decoded(&self) -> impl Iterator<Item = Cow<'_, str>> {
-        let rest = self.text.get(1..).unwrap_or_default();
-        (!rest.is_empty())
-            .then(|| rest.split('/'))
-            .into_iter()
-            .flatten()
+        self.as_written()
             .map(|segment| match segment.contains('%') {
                 false => Cow::Borrowed(segment),
                 true => Cow::Owned(decode(segment)),
             })
+    }
+
+    /// The segments as they stand in the path.
+    pub fn as_written(&self) -> impl Iterator<Item = &str> {
+        let mut rest = self.text.get(1..).filter(|rest| !rest.is_empty());
+        std::iter::from_fn(move || {
+            let left = rest?;
+            // Segments are short.
+            let Some(slash) = left.bytes().position(|byte| byte == b'/') else {
+                rest = None;
+                return Some(left);
+            };
+            rest = left.get(slash + 1..);
+            left.get(..slash)
+        })
     }
 }
 

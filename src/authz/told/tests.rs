@@ -14,7 +14,7 @@ use crate::authn::Caller;
 use crate::authz::PolicyConfig;
 use crate::authz::input::Wanted;
 use crate::document::{Value, from_json, object};
-use crate::request::{Excerpt, RequestId, Rules, TlsInfo};
+use crate::request::{ConnInfo, Excerpt, RequestId, Rules, TlsInfo};
 use crate::schema::Compile;
 use crate::tls::{PeerCertificate, Sans};
 

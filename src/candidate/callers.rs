@@ -22,10 +22,13 @@ static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 pub(super) fn number(caller: &Caller, request: &InboundRequest) -> u64 {
     match caller.identity() {
         Some(identity) => KEY.hash_one(&*identity.id),
-        None => KEY.hash_one(match request.client.to_canonical() {
-            IpAddr::V4(address) => u64::from(u32::from(address)),
-            IpAddr::V6(address) => (u128::from(address) >> 64) as u64,
-        }),
+        None => match request.client.to_canonical() {
+            IpAddr::V4(address) => KEY.hash_one(address),
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                KEY.hash_one([a, b, c, d])
+            }
+        },
     }
 }
 
@@ -103,5 +106,22 @@ mod tests {
         assert_eq!(of_the_first([&both].into_iter(), 1), 8);
         both.clear();
         assert_eq!(of_the_first([&both].into_iter(), 1), 0);
+    }
+
+    #[test]
+    fn who_has_no_identity_is_an_address_or_its_network() {
+        let from = |address: &str| {
+            let request = crate::candidate::tests::request_from(address);
+            number(&Caller::Anonymous, &request)
+        };
+        assert_eq!(from("192.0.2.1:1"), from("[::ffff:192.0.2.1]:9"));
+        assert_ne!(from("192.0.2.1:1"), from("192.0.2.2:1"));
+        assert_eq!(from("[2001:db8::1]:1"), from("[2001:db8::ffff:2]:1"));
+        assert_ne!(from("[2001:db8::1]:1"), from("[2001:db8:0:1::1]:1"));
+        let named = crate::candidate::tests::caller("alice", "{}");
+        let here = crate::candidate::tests::request_from("192.0.2.1:1");
+        let there = crate::candidate::tests::request_from("192.0.2.2:1");
+        assert_eq!(number(&named, &here), number(&named, &there));
+        assert_ne!(number(&named, &here), from("192.0.2.1:1"));
     }
 }

@@ -268,6 +268,8 @@ fn age_removes_nothing_that_was_not_shipped_and_the_bound_of_the_disk_says_what_
     };
     let mut pen = Pen::new(&config, &ships).unwrap();
     pen.adopt(&ships, &labels());
+    // It has begun to read: what goes before that is none of its own.
+    eventually("a failure", || pen.fleet().status()["copy"].error.is_some());
     pen.write(batch(201..=240).as_bytes()).unwrap();
     pen.write(batch(241..=250).as_bytes()).unwrap();
     pen.refresh().unwrap();

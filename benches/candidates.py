@@ -27,6 +27,9 @@ from beside import Rig  # noqa: E402
 from rig import peers  # noqa: E402
 from rig.measure import Failed, say  # noqa: E402
 
+# What the admin listener asks for: a secret of this run, which the gateway takes from its environment.
+os.environ["BENCH_ADMIN_TOKEN"] = os.urandom(16).hex()
+ADMIN = {"authorization": "Bearer " + os.environ["BENCH_ADMIN_TOKEN"]}
 S4 = peers.SCENARIOS["S4"]
 SIXTY = {"files": [os.path.join(HERE, "policies/sixty.rego"), os.path.join(HERE, "rig/sixty.data.yaml")],
          "entrypoint": "data.sixty.allow", "budget": {"time": "1s"}}
@@ -35,7 +38,8 @@ SIXTY = {"files": [os.path.join(HERE, "policies/sixty.rego"), os.path.join(HERE,
 def with_candidates(policy, count, kept, time):
     """The scenario with this policy and so many candidates that say the same in another text."""
     def change(document, place, scenario):
-        document["admin"] = {"address": f"127.0.0.1:{place.ports['admin']}"}
+        document["admin"] = {"address": f"127.0.0.1:{place.ports['admin']}",
+                             "token": "env:BENCH_ADMIN_TOKEN"}
         if "policies" not in document:
             return
         if policy:
@@ -111,7 +115,8 @@ def main():
 
 
 def told(port):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/candidates", timeout=5) as answer:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/candidates", headers=ADMIN)
+    with urllib.request.urlopen(request, timeout=5) as answer:
         return json.load(answer)["candidates"]
 
 

@@ -38,6 +38,9 @@ import tempfile
 import threading
 import time
 
+# What the admin listener asks for: a secret of this run, which the gateway takes from its environment.
+os.environ["BENCH_ADMIN_TOKEN"] = os.urandom(16).hex()
+ADMIN = {"authorization": "Bearer " + os.environ["BENCH_ADMIN_TOKEN"]}
 KINDS = ("ledger", "shipped", "down")
 
 
@@ -112,7 +115,7 @@ def configuration(kind, ports, workers):
     return f"""
 workers: {workers}
 listeners: {{ local: {{ address: "127.0.0.1:{ports['gateway']}", plaintext: true }} }}
-admin: {{ address: "127.0.0.1:{ports['admin']}" }}
+admin: {{ address: "127.0.0.1:{ports['admin']}", token: "env:BENCH_ADMIN_TOKEN" }}
 upstreams: {{ main: {{ endpoints: ["http://127.0.0.1:{ports['origin']}"] }} }}
 routes: [{{ name: open, path: "/{{*rest}}", authn: [anonymous], policy: public, upstream: main }}]
 audit:
@@ -122,7 +125,7 @@ audit:
 
 def get(port, path):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", path)
+    connection.request("GET", path, headers=ADMIN)
     answer = connection.getresponse()
     return answer.status, answer.read().decode()
 

@@ -48,6 +48,9 @@ import tempfile
 import threading
 import time
 
+# What the admin listener asks for: a secret of this run, which the gateway takes from its environment.
+os.environ["BENCH_ADMIN_TOKEN"] = os.urandom(16).hex()
+ADMIN = {"authorization": "Bearer " + os.environ["BENCH_ADMIN_TOKEN"]}
 # The most that memory may grow from the second third of the run to the last.
 GROWTH_RATIO, GROWTH_BYTES = 1.10, 8 << 20
 SETTLE = 60
@@ -235,7 +238,7 @@ def configuration(ports, turn):
                                  "connect_timeout": f"{1000 + turn // 8 % 2}ms"}},
         "routes": routes,
         "audit": {"sink": {"file": "audit.jsonl"}},
-        "admin": {"address": f"127.0.0.1:{ports['admin']}"},
+        "admin": {"address": f"127.0.0.1:{ports['admin']}", "token": "env:BENCH_ADMIN_TOKEN"},
     }
 
 
@@ -268,7 +271,7 @@ class Gateway:
     def admin(self, method, path):
         connection = http.client.HTTPConnection("127.0.0.1", self.ports["admin"], timeout=60)
         try:
-            connection.request(method, path, headers={"x-portcullis-admin": "1"})
+            connection.request(method, path, headers=ADMIN)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
         except OSError:

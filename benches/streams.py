@@ -29,6 +29,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
+# What the admin listener asks for: a secret of this run, which the gateway takes from its environment.
+os.environ["BENCH_ADMIN_TOKEN"] = os.urandom(16).hex()
+ADMIN = {"authorization": "Bearer " + os.environ["BENCH_ADMIN_TOKEN"]}
 ISSUER, AUDIENCE = "https://login.example.test", "https://api.example.test"
 SHARE = 100  # one in so many loses its permission, each time another
 EVERY = 20   # seconds between two events of a stream
@@ -172,7 +175,7 @@ async def until(condition, patience):
 
 def admin(port, path, body=None):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    headers = {"x-portcullis-admin": "1", "content-type": "application/json"}
+    headers = {**ADMIN, "content-type": "application/json"}
     connection.request("POST", path, body=body and json.dumps(body), headers=headers)
     answer = connection.getresponse()
     text = answer.read().decode()
@@ -236,7 +239,7 @@ async def main(options):
                     "upstream": "main",
                     "bounds": {"idle_timeout": "10m", "total_timeout": "1h"}}],
         "audit": {"sink": {"file": path("audit.jsonl")}},
-        "admin": {"address": f"127.0.0.1:{admin_port}"},
+        "admin": {"address": f"127.0.0.1:{admin_port}", "token": "env:BENCH_ADMIN_TOKEN"},
     }
     for name, text in [("gateway.yaml", json.dumps(config)), ("gate.rego", policy([])),
                        ("jwks.json", json.dumps(issuer.jwks()))]:

@@ -140,6 +140,7 @@ pub struct Metrics {
     ship_bytes: Family<One, Counter>,
     ship_failures: Family<Two, Counter>,
     ship_lost: Family<Two, Counter>,
+    ship_ahead: Family<One, Counter>,
     ship_behind_records: Family<One, Gauge>,
     ship_behind_seconds: Family<One, Gauge>,
     spans_exported: Counter,
@@ -457,6 +458,7 @@ impl Default for Metrics {
             ship_bytes: Family::default(),
             ship_failures: Family::default(),
             ship_lost: Family::default(),
+            ship_ahead: Family::default(),
             ship_behind_records: Family::default(),
             ship_behind_seconds: Family::default(),
             spans_exported: Counter::default(),
@@ -549,6 +551,7 @@ impl Metrics {
         r.register_with_unit("audit_ship_sent", "What was delivered to a sink behind the ledger, compressed if it goes so, by sink", Unit::Bytes, self.ship_bytes.clone());
         r.register("audit_ship_failures", "Deliveries that a sink behind the ledger did not take, by sink and reason: network, timeout, status, write, ledger, memory, config", self.ship_failures.clone());
         r.register("audit_ship_lost", "Audit records that a sink behind the ledger will never have, by sink and reason: refused, removed", self.ship_lost.clone());
+        r.register("audit_ship_ahead", "Audit records that a sink behind the ledger has and the ledger has no more, as after a crash of the machine, by sink", self.ship_ahead.clone());
         r.register("audit_ship_behind_records", "Audit records in the ledger that a sink has not got yet, by sink", self.ship_behind_records.clone());
         r.register_with_unit("audit_ship_behind", "Age of the oldest audit record that a sink has not got yet, by sink", Unit::Seconds, self.ship_behind_seconds.clone());
         r.register("spans_exported", "Spans that the collector took", self.spans_exported.clone());
@@ -978,6 +981,13 @@ impl Metrics {
     pub fn ship_lost(&self, sink: &str, reason: &'static str, records: u64) {
         let labels = two(("sink", sink), ("reason", reason));
         self.ship_lost.get_or_create(&labels).inc_by(records);
+    }
+
+    /// A sink behind the ledger has these records, and the ledger has them no more.
+    pub fn ship_ahead(&self, sink: &str, records: u64) {
+        self.ship_ahead
+            .get_or_create(&one("sink", sink))
+            .inc_by(records);
     }
 
     /// How far a sink is behind the ledger.

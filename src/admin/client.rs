@@ -71,7 +71,7 @@ fn exchange(
         body.to_string()
     };
     let mut request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nx-portcullis-admin: 1\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\n\
          content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n",
         body.len()
     )

@@ -2,11 +2,16 @@
 //! reachable from a data port.
 //!
 //! It speaks plain HTTP/1.1 on its own socket, on the control thread, one request per connection,
-//! with bounds on connections, time and size. Browsers are kept out twice: the `Host` must be an
-//! address or a name from the configuration (DNS rebinding), and what changes anything needs a header
-//! that no page can send across origins without being asked first. The one page that may read is our
-//! own (`page`): where a token is configured it gets a session for it (`sessions`), which reads and
-//! changes nothing.
+//! with bounds on connections, time and size.
+//!
+//! Whoever asks has a credential of its own, the admin token. Without it there is what says nothing of
+//! requests and callers and changes nothing: `/live`, `/ready`, `/metrics`, an index and an empty page.
+//! Where no token is configured, there is no more than that for anybody: being on the same machine is
+//! no credential.
+//!
+//! Browsers are kept out besides: the `Host` must be an address or a name from the configuration (DNS
+//! rebinding), and no request of another origin is answered. The one page that may read is our own
+//! (`page`): for the token it gets a session (`sessions`), which reads and changes nothing.
 
 mod candidates;
 mod client;
@@ -90,8 +95,8 @@ const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resour
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// What a request that changes something carries when there is no token. A page of another origin
-/// cannot send it without a preflight, which is never answered with consent.
+/// What a request that begins or ends a session carries. A page of another origin cannot send it
+/// without a preflight, which is never answered with consent.
 const INTENT: HeaderName = HeaderName::from_static("x-portcullis-admin");
 
 /// The `admin` section.
@@ -105,6 +110,7 @@ pub struct AdminConfig {
     pub allow_remote: bool,
     /// A secret of 16 bytes or more that everything but `/live`, `/ready` and `/metrics` requires as
     /// `Authorization: Bearer …`. The page at `/` asks for it and opens a session, which reads only.
+    /// Default: none, and the listener serves nothing but those three.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<SecretRef>,
     /// Names under which the listener may be asked, beside `localhost` and addresses.
@@ -116,7 +122,7 @@ pub struct AdminConfig {
 pub struct Admin {
     /// Where to listen; `None` for nowhere.
     pub address: Option<SocketAddr>,
-    /// What protected pages require.
+    /// What protected pages require; without it they are served to nobody.
     pub token: Option<Secret>,
     /// Names under which it may be asked, in lower case.
     pub hosts: Vec<String>,
@@ -141,6 +147,13 @@ impl AdminConfig {
             cx.problem_help(
                 "an admin listener that other machines can reach needs a token",
                 "set `token: env:NAME` or `token: file:PATH`",
+            );
+        } else if self.address.is_some() && self.token.is_none() {
+            cx.warning(
+                "the admin listener has no token: it serves /live, /ready and /metrics, and nothing \
+                 else, neither decisions nor reloads nor revocations",
+                "set `token: file:PATH` or `token: env:NAME`, with a secret as `openssl rand -hex 32` \
+                 makes it",
             );
         }
         let token = self.token.as_ref().and_then(|reference| {
@@ -298,7 +311,7 @@ where
     let (head, body) = request.into_parts();
     let mut page = match check(state, &head).await {
         Err(page) => page,
-        Ok(trusted) => page(state, &head, trusted, body).await,
+        Ok(access) => page(state, &head, access, body).await,
     };
     let policy = if page.content_type == page::HTML {
         page::POLICY
@@ -337,31 +350,38 @@ where
     response
 }
 
-async fn page<B>(state: &AdminState, head: &http::request::Parts, trusted: Trusted, body: B) -> Page
+async fn page<B>(state: &AdminState, head: &http::request::Parts, access: Access, body: B) -> Page
 where
     B: http_body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let path = head.uri.path();
     if sessions::is_here(path) {
-        return sessions::find(state, head, trusted.intent, body).await;
+        return sessions::find(state, head, body).await;
     }
     if let Some(page) = page::find(&head.method, path, &head.headers) {
         return page;
     }
+    // Asked once, before any page is looked for: none can forget to.
+    if !pages::is_open(path) {
+        match access {
+            Access::Granted => {}
+            Access::Refused => return pages::untrusted(),
+            Access::Unconfigured => return pages::unconfigured(),
+        }
+    }
     if candidates::is_here(path) {
-        return candidates::find(state, &head.method, path, trusted);
+        return candidates::find(state, &head.method, path);
     }
     if decisions::is_here(path) {
-        return decisions::find(state, &head.method, &head.uri, trusted).await;
+        return decisions::find(state, &head.method, &head.uri).await;
     }
     let (revocations, keys) = (revocations::is_here(path), keys::is_here(path));
     let traces = traces::is_here(path);
     if !revocations && !keys && !traces {
-        return pages::find(state, &head.method, &head.uri, trusted).await;
+        return pages::find(state, &head.method, &head.uri).await;
     }
-    let changes = matches!(head.method, Method::POST | Method::DELETE);
-    let body = if changes && trusted.token && trusted.intent {
+    let body = if matches!(head.method, Method::POST | Method::DELETE) {
         match read(body).await {
             Ok(body) => body,
             Err(page) => return page,
@@ -370,11 +390,11 @@ where
         Bytes::new()
     };
     if traces {
-        traces::find(state, &head.method, &head.uri, trusted, &body).await
+        traces::find(state, &head.method, &head.uri, &body).await
     } else if keys {
-        keys::find(state, &head.method, path, trusted, &body).await
+        keys::find(state, &head.method, path, &body).await
     } else {
-        revocations::find(state, &head.method, &head.uri, trusted, &body).await
+        revocations::find(state, &head.method, &head.uri, &body).await
     }
 }
 
@@ -398,16 +418,18 @@ where
     }
 }
 
-/// What a request has shown.
+/// Whether a request may see and do what is protected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Trusted {
-    /// It may see and do what is protected.
-    token: bool,
-    /// It was sent on purpose, not by a page of another origin.
-    intent: bool,
+enum Access {
+    /// It has shown the token; or a session, and it reads.
+    Granted,
+    /// It has shown neither.
+    Refused,
+    /// There is no token that anybody could show.
+    Unconfigured,
 }
 
-async fn check(state: &AdminState, head: &http::request::Parts) -> Result<Trusted, Page> {
+async fn check(state: &AdminState, head: &http::request::Parts) -> Result<Access, Page> {
     let headers = &head.headers;
     if !host_is_ours(state, headers) {
         return Err(pages::problem(
@@ -425,17 +447,18 @@ async fn check(state: &AdminState, head: &http::request::Parts) -> Result<Truste
     // Not held while a guess waits for its answer: a reload may replace it.
     let access = state.access.load_full();
     let reading = matches!(head.method, Method::GET | Method::HEAD);
-    let (token, session) = match (&access.token, presented) {
-        (None, _) => (true, false),
+    match (&access.token, presented) {
+        (None, _) => Ok(Access::Unconfigured),
         // A session reads. What changes something wants the token itself.
-        (Some(_), None) => (reading && sessions::open(state, headers).is_some(), true),
+        (Some(_), None) if reading && sessions::open(state, headers).is_some() => {
+            Ok(Access::Granted)
+        }
+        (Some(_), None) => Ok(Access::Refused),
         (Some(token), Some(presented)) => {
             state.sessions.try_token(token, presented).await?;
-            (true, false)
+            Ok(Access::Granted)
         }
-    };
-    let intent = (access.token.is_some() && token && !session) || headers.contains_key(INTENT);
-    Ok(Trusted { token, intent })
+    }
 }
 
 /// Whether a page of another origin sent it. Our own page reads, which browsers do without an

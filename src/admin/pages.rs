@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use http::{Method, StatusCode, Uri};
 use serde_json::{Map, Value, json};
 
-use super::{AdminState, Page, Trusted, overview, survey};
+use super::{AdminState, Page, overview, survey};
 use crate::authn::jwt::Origin;
 use crate::authz::cost::LiveCost;
 use crate::clock;
@@ -20,8 +20,11 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 const YAML: &str = "application/yaml";
 const TEXT: &str = "text/plain; charset=utf-8";
 
-const INDEX: &str = "\
+pub(super) const INDEX: &str = "\
 portcullis admin        the page for people is here too: open this address in a browser
+
+(token): with `Authorization: Bearer TOKEN`, the `admin.token` of the configuration. Where none is
+configured, these pages are served to nobody.
 
 GET  /live     the process answers
 GET  /ready    whether traffic should come here, with reasons
@@ -40,25 +43,30 @@ GET  /decisions   the last decisions; after=, before=, limit=, wait=, and filter
 GET  /decisions/ID   one of them, by its decision id or request id, and why           (token)
 GET  /candidates   what candidates would change; /candidates/NAME for one           (token)
 POST /candidates/NAME/reset|resume|back   count anew; let it decide again; let its
-               policy decide again                                              (likewise)
+               policy decide again                                                    (token)
 GET  /traces   which requests are being traced                                        (token)
 GET  /traces/ID   what one has seen: stages, record, why; after=, wait=               (token)
 POST /traces   trace requests: {\"route\": NAME}, {\"caller\": SUBJECT} or
-               {\"header\": true}; \"count\": 10, \"for\": \"60s\"                (token, as below)
-DELETE /traces/ID   end a trace                                               (token, as below)
-POST /reload   load the configuration anew; problems as JSON                          (token, or
-               `X-Portcullis-Admin: 1` where no token is configured)
+               {\"header\": true}; \"count\": 10, \"for\": \"60s\"                          (token)
+DELETE /traces/ID   end a trace                                                       (token)
+POST /reload   load the configuration anew; problems as JSON                          (token)
 GET  /revocations   what is revoked; issuer=, kind=, limit=, after=                   (token)
-POST /revocations   revoke: {\"kind\": …, \"issuer\": …, …}, or a list of such       (likewise)
-POST /revocations/logout   end all of somebody's tokens: {\"issuer\": …, \"subject\": …}  (likewise)
-DELETE /revocations   take an entry back, by the same members                        (likewise)
+POST /revocations   revoke: {\"kind\": …, \"issuer\": …, …}, or a list of such           (token)
+POST /revocations/logout   end all of somebody's tokens: {\"issuer\": …, \"subject\": …}      (token)
+DELETE /revocations   take an entry back, by the same members                            (token)
 POST /keys/distrust  believe a key no more, body {\"issuer\": NAME, \"kid\": KEY}: what it
-               signed ends at once, streams too                                (likewise)
-POST /keys/trust     believe it again, with the same body                             (likewise)
+               signed ends at once, streams too                                       (token)
+POST /keys/trust     believe it again, with the same body                                    (token)
 ";
 
+/// Whether a page of these is for everybody: what says nothing of requests and callers, and changes
+/// nothing. `/ready` says what is out of order and `/metrics` counts, by names of the configuration.
+pub(super) fn is_open(path: &str) -> bool {
+    matches!(path, "/" | "/live" | "/ready" | "/metrics")
+}
+
 /// The page at `path`.
-pub(super) async fn find(state: &AdminState, method: &Method, uri: &Uri, trusted: Trusted) -> Page {
+pub(super) async fn find(state: &AdminState, method: &Method, uri: &Uri) -> Page {
     let path = uri.path();
     let reading = matches!(*method, Method::GET | Method::HEAD);
     let posting = *method == Method::POST;
@@ -69,12 +77,6 @@ pub(super) async fn find(state: &AdminState, method: &Method, uri: &Uri, trusted
         "/metrics" if reading => {
             let text = state.live.current().metrics.encode();
             page(StatusCode::OK, OPEN_METRICS, text)
-        }
-        "/config" | "/status" | "/policies" | "/bundles" | "/reload" | "/overview" | "/limits"
-        | "/upstreams" | "/streams"
-            if !trusted.token =>
-        {
-            untrusted()
         }
         "/config" if reading => {
             let text = state.live.current().effective.clone();
@@ -87,7 +89,6 @@ pub(super) async fn find(state: &AdminState, method: &Method, uri: &Uri, trusted
         "/limits" if reading => overview::limits(state),
         "/upstreams" if reading => survey::upstreams(state).await,
         "/streams" if reading => survey::streams(state, uri).await,
-        "/reload" if posting && !trusted.intent => unmeant(),
         "/reload" if posting => reload(state).await,
         "/" | "/live" | "/ready" | "/metrics" | "/config" | "/status" | "/policies"
         | "/bundles" | "/reload" | "/overview" | "/limits" | "/upstreams" | "/streams" => {
@@ -104,6 +105,16 @@ pub(super) fn untrusted() -> Page {
         "this page requires the admin token",
     )
 }
+
+/// The answer to everybody where there is no token to show.
+pub(super) fn unconfigured() -> Page {
+    problem(StatusCode::FORBIDDEN, UNCONFIGURED)
+}
+
+/// What is to be done about it.
+pub(super) const UNCONFIGURED: &str = "no admin token is configured, so nothing is served but /live, \
+    /ready and /metrics: set `admin.token: file:PATH` (or `env:NAME`) to a secret as `openssl rand \
+    -hex 32` makes it, reload, and send it as `Authorization: Bearer …`";
 
 /// The answer to what a page of another origin could have sent.
 pub(super) fn unmeant() -> Page {

@@ -1,4 +1,4 @@
-//! Sessions of the page, for a listener that wants a token.
+//! Sessions of the page.
 //!
 //! A browser gives the token once and gets a session in two halves: a cookie that scripts cannot read,
 //! and a key that only pages of this very origin can read, which they send in a header. Cookies are
@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
 use super::pages::{self, answer, problem};
-use super::{AdminState, Page, read};
+use super::{AdminState, INTENT, Page, read};
 use crate::schema::Secret;
 
 /// Open sessions; the one that was used longest ago ends when a further one begins.
@@ -261,16 +261,12 @@ pub(super) fn open(state: &AdminState, headers: &HeaderMap) -> Option<Duration> 
 }
 
 /// The page at `path`, which [`is_here`].
-pub(super) async fn find<B>(
-    state: &AdminState,
-    head: &http::request::Parts,
-    intent: bool,
-    body: B,
-) -> Page
+pub(super) async fn find<B>(state: &AdminState, head: &http::request::Parts, body: B) -> Page
 where
     B: http_body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let intent = head.headers.contains_key(INTENT);
     match (head.uri.path(), &head.method) {
         ("/session", &Method::GET | &Method::HEAD) => shown(state, &head.headers),
         ("/login" | "/logout", &Method::POST) if !intent => pages::unmeant(),
@@ -283,14 +279,15 @@ where
     }
 }
 
-/// Whether somebody has to log in. Tells nothing else.
+/// Whether somebody is logged in, and whether anybody can be. Tells nothing else.
 fn shown(state: &AdminState, headers: &HeaderMap) -> Page {
-    let wanted = state.access.load().token.is_some();
+    let possible = state.access.load().token.is_some();
     let left = open(state, headers);
     let document = json!({
-        "login": wanted,
-        "open": !wanted || left.is_some(),
+        "login": possible,
+        "open": left.is_some(),
         "ends_in_seconds": left.map(|left| left.as_secs()),
+        "why_not": (!possible).then_some(pages::UNCONFIGURED),
     });
     answer(StatusCode::OK, &document)
 }
@@ -298,10 +295,7 @@ fn shown(state: &AdminState, headers: &HeaderMap) -> Page {
 async fn login(state: &AdminState, headers: &HeaderMap, body: &[u8]) -> Page {
     let access = state.access.load_full();
     let Some(token) = &access.token else {
-        return problem(
-            StatusCode::CONFLICT,
-            "no token is configured, so there is nothing to log in to",
-        );
+        return pages::unconfigured();
     };
     // What cannot be read is not repeated: it may be a token.
     let Ok(Login { token: given }) = serde_json::from_slice(body) else {

@@ -129,7 +129,8 @@ async fn open_pages_answer_without_a_token() {
     assert_eq!(status, 200);
     assert!(index.contains("/reload"));
     assert_eq!(served.ask("HEAD /live", &[]).await, (200, String::new()));
-    assert_eq!(served.ask("GET /nothing", &[]).await.0, 404);
+    let known = format!("authorization: Bearer {TOKEN}");
+    assert_eq!(served.ask("GET /nothing", &[&known]).await.0, 404);
     assert_eq!(served.ask("POST /live", &[]).await.0, 405);
     assert_eq!(
         served
@@ -187,9 +188,102 @@ async fn protected_pages_require_the_token() {
     assert_eq!(status["audit"]["accepting"], true);
 }
 
+/// Every page of the index but those that are open: method and path.
+fn protected() -> Vec<String> {
+    let lines = pages::INDEX.lines().filter(|line| {
+        let method = line.split(' ').next();
+        matches!(method, Some("GET" | "POST" | "DELETE"))
+    });
+    lines
+        .map(|line| {
+            let mut words = line.split_whitespace();
+            let (method, path) = (words.next().unwrap(), words.next().unwrap());
+            // Of alternatives, the first.
+            let path = path.split('|').next().unwrap();
+            format!("{method} {}", path.trim_end_matches([';', ',']))
+        })
+        .filter(|line| !pages::is_open(line.split_once(' ').unwrap().1))
+        .collect()
+}
+
+#[tokio::test]
+async fn without_a_configured_token_nobody_is_told_anything_or_obeyed() {
+    let served = start(false, reloaded()).await;
+    for path in [
+        "/", "/live", "/ready", "/metrics", "/page", "/page.js", "/session",
+    ] {
+        let (status, text) = served.ask(&format!("GET {path}"), &[]).await;
+        assert_eq!(status, 200, "{path}");
+        // What is open holds nothing of the configuration.
+        assert!(!text.contains("env:ADMIN_TOKEN"), "{path}");
+    }
+    let all = protected();
+    assert!(all.len() > 20, "{all:?}");
+    let odd = ["GET /decisions/abc", "GET /nothing", "PUT /config"];
+    let bearer = format!("authorization: Bearer {TOKEN}");
+    for line in all.iter().map(String::as_str).chain(odd) {
+        for header in [
+            "x-portcullis-admin: 1",
+            &bearer,
+            "authorization: Bearer ",
+            "x-portcullis-session: a",
+        ] {
+            let (status, text) = served.ask(line, &[header]).await;
+            assert_eq!(status, 403, "{line} {header}");
+            // The operator is told what to do.
+            assert!(text.contains("set `admin.token: file:PATH`"), "{text}");
+        }
+    }
+    let (_, session) = served.json("GET /session", &[]).await;
+    assert_eq!(
+        (&session["login"], &session["open"]),
+        (&false.into(), &false.into())
+    );
+    assert!(session["why_not"].as_str().unwrap().contains("admin.token"));
+    let own = format!("origin: http://{}", served.address);
+    let login = format!("{{\"token\":\"{TOKEN}\"}}");
+    let meant = "x-portcullis-admin: 1";
+    let answer = whole(&served, "POST /login", &[&own, meant], &login).await;
+    assert!(
+        answer.starts_with("HTTP/1.1 403") && !answer.contains("set-cookie"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn no_page_but_the_open_ones_answers_who_shows_no_token() {
+    let served = start(true, reloaded()).await;
+    for line in protected() {
+        for header in ["x-portcullis-admin: 1", "x-portcullis-session: a"] {
+            assert_eq!(served.ask(&line, &[header]).await.0, 401, "{line}");
+        }
+    }
+}
+
+#[test]
+fn an_admin_listener_without_a_token_is_named_when_it_loads() {
+    let warned = |text: &str| {
+        let config: AdminConfig = serde_yaml::from_str(text).unwrap();
+        let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::default());
+        assert!(cx.at("admin", |cx| config.compile(cx)).is_some());
+        let problems = cx.finish().0.into_iter();
+        problems
+            .map(|problem| (problem.severity, problem.message, problem.help.unwrap()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(warned("{}"), []);
+    let [(severity, message, help)] = &warned("address: 127.0.0.1:9901")[..] else {
+        panic!("one warning");
+    };
+    assert_eq!(*severity, Severity::Warning);
+    assert!(message.contains("has no token"), "{message}");
+    assert!(help.contains("token: file:PATH") && help.contains("openssl"));
+}
+
 #[tokio::test]
 async fn no_page_of_a_browser_reaches_the_listener() {
-    let served = start(false, reloaded()).await;
+    let served = start(true, reloaded()).await;
+    let known = format!("authorization: Bearer {TOKEN}");
     for host in [
         "evil.test",
         "evil.test:80",
@@ -197,7 +291,8 @@ async fn no_page_of_a_browser_reaches_the_listener() {
         "127.0.0.1.evil.test",
     ] {
         let header = format!("host: {host}");
-        assert_eq!(served.ask("GET /status", &[&header]).await.0, 421, "{host}");
+        let (status, _) = served.ask("GET /status", &[&header, &known]).await;
+        assert_eq!(status, 421, "{host}");
     }
     for host in [
         "localhost:9901",
@@ -206,15 +301,13 @@ async fn no_page_of_a_browser_reaches_the_listener() {
         "ADMIN.internal",
     ] {
         let header = format!("host: {host}");
-        assert_eq!(served.ask("GET /status", &[&header]).await.0, 200, "{host}");
+        let (status, _) = served.ask("GET /status", &[&header, &known]).await;
+        assert_eq!(status, 200, "{host}");
     }
-    let origin = ["origin: http://evil.test", "x-portcullis-admin: 1"];
+    let origin = ["origin: http://evil.test", &known];
     assert_eq!(served.ask("POST /reload", &origin).await.0, 403);
     assert_eq!(served.ask("GET /status", &origin).await.0, 403);
-    assert_eq!(served.ask("POST /reload", &[]).await.0, 403, "not meant");
-    let (status, answer) = served
-        .json("POST /reload", &["x-portcullis-admin: 1"])
-        .await;
+    let (status, answer) = served.json("POST /reload", &[&known]).await;
     assert_eq!((status, answer["revision"].as_str()), (200, Some("rev2")));
 }
 
@@ -229,10 +322,9 @@ async fn a_reload_that_fails_tells_every_problem() {
         message: "there is no policy `x`".into(),
         help: None,
     };
-    let served = start(false, Err(vec![problem.clone(), problem])).await;
-    let (status, answer) = served
-        .json("POST /reload", &["x-portcullis-admin: 1"])
-        .await;
+    let served = start(true, Err(vec![problem.clone(), problem])).await;
+    let known = format!("authorization: Bearer {TOKEN}");
+    let (status, answer) = served.json("POST /reload", &[&known]).await;
     assert_eq!(status, 422);
     assert_eq!(answer["errors"], 2);
     assert_eq!(answer["problems"][1]["path"], "routes[0].policy");
@@ -353,17 +445,19 @@ async fn a_browser_gets_the_page_under_a_policy_without_inline_and_eval() {
 
 #[tokio::test]
 async fn a_page_of_another_origin_reads_nothing_and_ours_posts_nothing_but_its_session() {
-    let served = start(false, reloaded()).await;
+    let served = start(true, reloaded()).await;
+    let known = format!("authorization: Bearer {TOKEN}");
     let own = format!("origin: http://{}", served.address);
     // Reading needs no Origin, so none is taken, not even ours.
-    assert_eq!(served.ask("GET /status", &[&own]).await.0, 403);
+    assert_eq!(served.ask("GET /status", &[&own, &known]).await.0, 403);
     for line in ["POST /reload", "POST /revocations", "DELETE /revocations"] {
-        let headers = [own.as_str(), "x-portcullis-admin: 1"];
+        let headers = [own.as_str(), known.as_str()];
         assert_eq!(served.ask(line, &headers).await.0, 403, "{line}");
     }
     for site in ["cross-site", "same-site", "something"] {
         let site = format!("sec-fetch-site: {site}");
-        assert_eq!(served.ask("GET /status", &[&site]).await.0, 403, "{site}");
+        let (status, _) = served.ask("GET /status", &[&site, &known]).await;
+        assert_eq!(status, 403, "{site}");
         assert_eq!(served.ask("GET /page.js", &[&site]).await.0, 403, "{site}");
         let linked = [
             site.as_str(),
@@ -373,12 +467,13 @@ async fn a_page_of_another_origin_reads_nothing_and_ours_posts_nothing_but_its_s
         assert_eq!(served.ask("GET /", &linked).await.0, 200, "{site}");
         let not_linked = [site.as_str(), "sec-fetch-mode: no-cors"];
         assert_eq!(served.ask("GET /", &not_linked).await.0, 403, "{site}");
-        let elsewhere = [site.as_str(), "sec-fetch-mode: navigate"];
+        let elsewhere = [site.as_str(), "sec-fetch-mode: navigate", &known];
         assert_eq!(served.ask("GET /status", &elsewhere).await.0, 403, "{site}");
     }
     for site in ["same-origin", "none"] {
         let site = format!("sec-fetch-site: {site}");
-        assert_eq!(served.ask("GET /status", &[&site]).await.0, 200, "{site}");
+        let (status, _) = served.ask("GET /status", &[&site, &known]).await;
+        assert_eq!(status, 200, "{site}");
     }
     // A rebound name is refused, whatever it sends.
     let rebound = ["host: evil.test", "accept: text/html"];
@@ -477,4 +572,42 @@ async fn a_session_reads_with_both_halves_and_changes_nothing() {
     let ended = whole(&served, "POST /logout", &[&own, meant, &cookie, &key], "").await;
     assert!(ended.contains("Max-Age=0"), "{ended}");
     assert_eq!(served.ask("GET /status", &both).await.0, 401);
+}
+
+#[tokio::test]
+async fn while_the_record_of_a_trace_is_looked_for_other_work_of_the_thread_goes_on() {
+    let state = AdminState::new(
+        Arc::new(Live::new(snapshot())),
+        Arc::new(|| Box::pin(async { reloaded() })),
+        Arc::default(),
+        Arc::new(ArcSwap::from_pointee(Admin {
+            address: None,
+            token: None,
+            hosts: Vec::new(),
+        })),
+        Workers::asked_by(|_| (0, tokio::sync::mpsc::unbounded_channel().1)),
+    );
+    let recent = Arc::clone(state.live.current().audit.recent());
+    let (held, is_held) = tokio::sync::oneshot::channel();
+    let (let_go, told) = std::sync::mpsc::channel();
+    // A search that takes until something else was done on the thread that asks.
+    let search = std::thread::spawn(move || {
+        let held_until = recent.held();
+        held.send(()).unwrap();
+        let others_went_on = told.recv_timeout(Duration::from_secs(10)).is_ok();
+        drop(held_until);
+        others_went_on
+    });
+    is_held.await.unwrap();
+    let seen = crate::audit::traces::Seen {
+        request_id: "0123456789abcdef".to_owned(),
+        stages: Vec::new(),
+        refused_at: None,
+    };
+    let (told, ()) = tokio::join!(traces::request(&state, &seen), async {
+        // Whoever searched here would have been in the way for ten seconds, and is gone.
+        let _ = let_go.send(());
+    });
+    assert_eq!(told["record"], Value::Null);
+    assert!(search.join().unwrap(), "nothing else was done meanwhile");
 }

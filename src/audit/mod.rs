@@ -461,6 +461,21 @@ impl AuditConfig {
                 "set `keep: { size: 20GiB }` in `sink.ledger`: what is removed unshipped is counted and written down",
             );
         }
+        if let SinkConfig::Ledger(ledger) = &self.sink {
+            for (name, record) in ship::orphans(&ledger.folder, self.ship.keys()) {
+                cx.warning(
+                    format!(
+                        "the ledger has the cursor of a sink `{name}`, which is configured no more and got as \
+                         far as record {record}"
+                    ),
+                    format!(
+                        "if it has another name now, stop the gateway and rename `ship/{name}.json` in {}, or it \
+                         gets everything once more; if it is gone for good, remove that file",
+                        ledger.folder.display()
+                    ),
+                );
+            }
+        }
         if self.ship.len() > ship::MOST {
             cx.problem_help(
                 format!(

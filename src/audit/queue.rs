@@ -506,7 +506,8 @@ impl Writer {
                 }
                 Err(error) => {
                     self.complain(&error);
-                    if !open && self.lines() > 0 {
+                    // Also with nothing left but counts of what did not come, which are in the metrics.
+                    if !open {
                         let until = *last_try.get_or_insert_with(|| Instant::now() + LAST_TRIES);
                         if Instant::now() >= until {
                             let lost = self.lines();

@@ -357,6 +357,12 @@ impl Recent {
         }
     }
 
+    /// Keeps everybody else out, as a long search would.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> impl Drop + '_ {
+        self.locked()
+    }
+
     fn locked(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
     }

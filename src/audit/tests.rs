@@ -850,3 +850,87 @@ fn what_sampling_leaves_out_is_gathered_and_told_at_the_end_to_the_record() {
     let sum: u64 = told.iter().map(|left| left.sampled["orders"]).sum();
     assert_eq!(sum, sent);
 }
+
+/// A sink that takes lines and nothing else, and says when the writer has let go of it.
+struct NoNotes {
+    tries: Arc<std::sync::atomic::AtomicUsize>,
+    /// Breaks off when this is dropped.
+    _alive: std::sync::mpsc::Sender<()>,
+}
+
+impl AuditSink for NoNotes {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        Ok(lines.len())
+    }
+
+    fn left_out(&mut self, _: &LeftOut) -> io::Result<()> {
+        self.tries
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Err(io::ErrorKind::StorageFull.into())
+    }
+}
+
+#[test]
+fn a_writer_that_nobody_can_send_to_ends_also_when_only_counts_are_left_and_not_taken() {
+    let (alive, ended) = std::sync::mpsc::channel();
+    let tries = Arc::<std::sync::atomic::AtomicUsize>::default();
+    let sink = Box::new(NoNotes {
+        tries: Arc::clone(&tries),
+        _alive: alive,
+    });
+    let queue = Queue::begin(sink, Stages::default(), 100, Arc::default()).unwrap();
+    let lane = queue.lane();
+    lane.left_out(|left| left.sample("orders"));
+    drop((lane, queue));
+    // It says nothing: the writer's thread has ended, and the sink with it.
+    let end = ended.recv_timeout(PATIENCE);
+    assert_eq!(end, Err(std::sync::mpsc::RecvTimeoutError::Disconnected));
+    let tries = tries.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((2..=7).contains(&tries), "{tries} tries in five seconds");
+}
+
+/// What is said of a section that is good.
+fn warnings(section: &Value) -> Vec<String> {
+    let config: AuditConfig = serde_json::from_value(section.clone()).unwrap();
+    let mut cx = Compile::new(Path::new("gateway.yaml"), Arc::default());
+    assert!(cx.at("audit", |cx| config.compile(None, cx)).is_some());
+    let problems = cx.finish().0.into_iter();
+    // Of the sinks, and not of the key that the ledger has none of.
+    problems
+        .filter(|problem| problem.path == "audit.ship")
+        .map(|problem| format!("{}: {}", problem.message, problem.help.unwrap_or_default()))
+        .collect()
+}
+
+#[test]
+fn sinks_behind_a_ledger_without_a_bound_and_forgotten_ones_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = folder.path().join("records");
+    let copy = folder.path().join("copy.jsonl");
+    let section = |keep: Value, ship: Value| json!({"sink": {"ledger": {"folder": ledger, "keep": keep}}, "ship": ship});
+    let ship = json!({"siem": {"to": {"file": copy}}});
+    let of_size = |said: &[String]| {
+        said.iter()
+            .any(|one| one.contains("the ledger has no bound"))
+    };
+    // Of all that is kept, only the size is a bound of the disk.
+    for keep in [json!({}), json!({"time": "30d"})] {
+        let said = warnings(&section(keep, ship.clone()));
+        assert!(of_size(&said), "{said:?}");
+        assert!(said.concat().contains("keep: { size:"), "{said:?}");
+    }
+    let bound = json!({"size": "20GiB"});
+    assert_eq!(warnings(&section(bound.clone(), ship.clone())), [""; 0]);
+    assert_eq!(warnings(&section(json!({}), json!({}))), [""; 0], "no sink");
+
+    // A sink was renamed while nobody was here to see it.
+    std::fs::create_dir_all(ledger.join("ship")).unwrap();
+    let cursor = json!({"ledger": "a", "record": 43, "segment": 1, "offset": 7}).to_string();
+    std::fs::write(ledger.join("ship/splunk.json"), cursor).unwrap();
+    for ship in [ship, json!({})] {
+        let said = warnings(&section(bound.clone(), ship)).concat();
+        assert!(said.contains("the cursor of a sink `splunk`"), "{said}");
+        assert!(said.contains("as far as record 43"), "{said}");
+        assert!(said.contains("rename `ship/splunk.json`"), "{said}");
+    }
+}

@@ -707,12 +707,14 @@ impl KeyStore {
             new,
         } = change;
         let code = what.code();
+        // A value, or nothing: not how it is kept here.
+        let (kid, old, new) = (kid.as_deref(), old.as_deref(), new.as_deref());
         match what {
             What::Added | What::Removed => {
-                tracing::info!(issuer = %self.name, change = code, ?kid, ?old, ?new, "issuer keys changed");
+                tracing::info!(issuer = %self.name, change = code, kid, old, new, "issuer keys changed");
             }
             What::Replaced | What::Renamed | What::Distrusted => {
-                tracing::warn!(issuer = %self.name, change = code, ?kid, ?old, ?new, "issuer keys changed");
+                tracing::warn!(issuer = %self.name, change = code, kid, old, new, "issuer keys changed");
             }
         }
         self.metrics.jwks_event(&self.name, code);

@@ -552,7 +552,11 @@ const SECRET_WORDS: [&[u8]; 15] = [
 /// Every header of every request is asked, and hardly any place in a name passes this.
 const BEGINNINGS: [u32; 32] = beginnings();
 
-#[expect(clippy::indexing_slicing, reason = "at compile time")]
+#[expect(
+    clippy::indexing_slicing,
+    clippy::as_conversions,
+    reason = "at compile time, from five bits"
+)]
 const fn beginnings() -> [u32; 32] {
     let mut seconds = [0; 32];
     let mut nth = 0;

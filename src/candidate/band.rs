@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::callers::{Callers, of_the_first};
 use crate::schema::Share;
 
 /// Most parts that a window is kept in. Older ones are put together, so that a candidate with few
@@ -24,6 +25,9 @@ pub(super) struct Band {
     pub(super) over: u64,
     /// Fewest requests to judge by.
     pub(super) least: u64,
+    /// Fewest callers that denials come from: the band must be left without those of all but one of
+    /// them, those with the most.
+    pub(super) callers: usize,
 }
 
 /// Requests that a candidate decided, against what its policy says of them.
@@ -92,37 +96,70 @@ impl fmt::Display for Left {
     }
 }
 
+/// Why a candidate stays although more is denied than its band allows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Held {
+    left: Left,
+    callers: usize,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}, but fewer than {} callers were denied so much: it stays (`rollback.callers`)",
+            self.left, self.callers
+        )
+    }
+}
+
+/// Requests of a part of the window, and who was denied.
+#[derive(Debug, Clone, Default)]
+struct Part {
+    /// The second in which it began.
+    second: u64,
+    judged: Judged,
+    denied: Callers,
+}
+
 /// The requests by which a candidate is judged now: those of the last seconds, or the last so many.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Window {
-    /// The second in which each part began, oldest first.
-    parts: VecDeque<(u64, Judged)>,
+    /// Oldest first.
+    parts: VecDeque<Part>,
     sum: Judged,
 }
 
 impl Window {
     /// Takes what was judged since the last time; `now` is in seconds, from anywhere.
-    pub(super) fn take(&mut self, now: u64, more: Judged, band: &Band) {
+    pub(super) fn take(&mut self, now: u64, more: Judged, denied: &Callers, band: &Band) {
         if more.decided > 0 {
             self.sum.add(more);
-            match self.parts.back_mut() {
-                Some((second, part)) if *second == now => part.add(more),
-                Some(_) | None => self.parts.push_back((now, more)),
+            if self.parts.back().is_none_or(|part| part.second != now) {
+                self.parts.push_back(Part {
+                    second: now,
+                    ..Part::default()
+                });
+            }
+            if let Some(part) = self.parts.back_mut() {
+                part.judged.add(more);
+                part.denied.add(denied);
             }
         }
-        while let Some((second, oldest)) = self.parts.front() {
-            let rest = self.sum.less(*oldest);
-            if second.saturating_add(band.over) > now || rest.compared < band.least {
+        while let Some(oldest) = self.parts.front() {
+            let rest = self.sum.less(oldest.judged);
+            if oldest.second.saturating_add(band.over) > now || rest.compared < band.least {
                 break;
             }
             self.sum = rest;
             self.parts.pop_front();
         }
         if self.parts.len() > MAX_PARTS
-            && let Some((_, oldest)) = self.parts.pop_front()
-            && let Some((_, next)) = self.parts.front_mut()
+            && let Some(oldest) = self.parts.pop_front()
+            && let Some(next) = self.parts.front_mut()
         {
-            next.add(oldest);
+            next.judged.add(oldest.judged);
+            next.denied.add(&oldest.denied);
         }
     }
 
@@ -132,7 +169,27 @@ impl Window {
     }
 
     /// The edge that was left; `None` within the band, and as long as there is too little to tell.
+    ///
+    /// Denials count by callers, too. Who is denied can ask again, as often as they like, and would bring
+    /// back a policy that lets them in: a candidate goes only if it would without those who were denied
+    /// most. What it permits, and that it fails, counts whoever asks: one caller who is let in against the
+    /// policy is one too many, one who makes it fail has found a fault of its own, and to go back is the
+    /// safe side of both.
     pub(super) fn left(&self, band: &Band) -> Option<Left> {
+        self.edge(band, true)
+    }
+
+    /// Why it stays, where it would go if callers did not count.
+    pub(super) fn held(&self, band: &Band) -> Option<Held> {
+        if self.edge(band, true).is_some() {
+            return None;
+        }
+        let left = self.edge(band, false)?;
+        let callers = band.callers;
+        Some(Held { left, callers })
+    }
+
+    fn edge(&self, band: &Band, by_callers: bool) -> Option<Left> {
         let Judged {
             decided,
             compared,
@@ -147,13 +204,21 @@ impl Window {
             ("permits", permits, band.permits, compared),
         ];
         let left = |count: u64, most: u32, of: u64| {
-            of >= band.least
-                && (count > CHANCE || (most == 0 && count > 0))
+            (count > CHANCE || (most == 0 && count > 0))
                 && count.saturating_mul(1_000_000) > u64::from(most).saturating_mul(of)
         };
+        let few = |edge: &str, count: u64, most: u32, of: u64| {
+            if !by_callers || edge != "denials" || band.callers < 2 {
+                return false;
+            }
+            let denied = self.parts.iter().map(|part| &part.denied);
+            let theirs = of_the_first(denied, band.callers - 1).min(count);
+            !left(count - theirs, most, of - theirs)
+        };
         let mut edges = edges.into_iter();
-        let (edge, count, most, compared) =
-            edges.find(|(_, count, most, of)| left(*count, *most, *of))?;
+        let (edge, count, most, compared) = edges.find(|(edge, count, most, of)| {
+            *of >= band.least && left(*count, *most, *of) && !few(edge, *count, *most, *of)
+        })?;
         Some(Left {
             edge,
             count,
@@ -177,7 +242,12 @@ mod tests {
         errors: 1_000,
         over: 10,
         least: 100,
+        callers: 1,
     };
+
+    fn take(window: &mut Window, second: u64, more: Judged, band: &Band) {
+        window.take(second, more, &Callers::default(), band);
+    }
 
     fn judged(compared: u64, denials: u64) -> Judged {
         Judged {
@@ -191,9 +261,9 @@ mod tests {
     #[test]
     fn inside_the_band_nothing_happens_and_outside_the_edge_is_named() {
         let mut window = Window::default();
-        window.take(0, judged(1_000, 20), &BAND);
+        take(&mut window, 0, judged(1_000, 20), &BAND);
         assert_eq!(window.left(&BAND), None, "exactly the share is within");
-        window.take(1, judged(1_000, 21), &BAND);
+        take(&mut window, 1, judged(1_000, 21), &BAND);
         let left = window.left(&BAND).unwrap();
         assert_eq!(left.edge, "denials");
         assert_eq!(
@@ -222,7 +292,7 @@ mod tests {
             ),
         ] {
             let mut window = Window::default();
-            window.take(0, judged, &BAND);
+            take(&mut window, 0, judged, &BAND);
             assert_eq!(window.left(&BAND).unwrap().edge, edge);
         }
     }
@@ -231,11 +301,11 @@ mod tests {
     fn too_few_requests_say_nothing_and_are_kept_until_they_do() {
         let mut window = Window::default();
         for second in 0..99 {
-            window.take(second, judged(1, 1), &BAND);
+            take(&mut window, second, judged(1, 1), &BAND);
             assert_eq!(window.left(&BAND), None, "after {second} s");
         }
         // The hundredth request, one and a half minutes after the first.
-        window.take(99, judged(1, 1), &BAND);
+        take(&mut window, 99, judged(1, 1), &BAND);
         assert!(window.left(&BAND).is_some());
         assert_eq!(window.sum().compared, 100);
     }
@@ -243,12 +313,12 @@ mod tests {
     #[test]
     fn what_is_longer_ago_than_the_window_counts_no_more() {
         let mut window = Window::default();
-        window.take(0, judged(100_000, 0), &BAND);
+        take(&mut window, 0, judged(100_000, 0), &BAND);
         for second in 1..=9 {
-            window.take(second, judged(100, 100), &BAND);
+            take(&mut window, second, judged(100, 100), &BAND);
         }
         assert_eq!(window.left(&BAND), None, "less than a hundredth so far");
-        window.take(10, judged(100, 100), &BAND);
+        take(&mut window, 10, judged(100, 100), &BAND);
         assert_eq!(window.sum(), judged(1_000, 1_000));
         assert!(
             window.left(&BAND).is_some(),
@@ -265,11 +335,11 @@ mod tests {
             ..Judged::default()
         };
         let mut window = Window::default();
-        window.take(0, errors(2), &BAND);
+        take(&mut window, 0, errors(2), &BAND);
         assert_eq!(window.left(&BAND), None);
         assert!(window.left(&Band { errors: 0, ..BAND }).is_some());
         let mut window = Window::default();
-        window.take(0, errors(100), &BAND);
+        take(&mut window, 0, errors(100), &BAND);
         let all = Band {
             errors: 1_000_000,
             denials: 1_000_000,
@@ -287,9 +357,10 @@ mod tests {
             errors: 10,
             ..Judged::default()
         };
-        window.take(0, judged, &BAND);
+        take(&mut window, 0, judged, &BAND);
         assert_eq!(window.left(&BAND), None, "ten of ten thousand are the edge");
-        window.take(
+        take(
+            &mut window,
             0,
             Judged {
                 decided: 1,
@@ -309,7 +380,7 @@ mod tests {
         };
         let mut window = Window::default();
         for second in 0..5_000 {
-            window.take(second, judged(1, 0), &band);
+            take(&mut window, second, judged(1, 0), &band);
         }
         assert!(window.parts.len() <= MAX_PARTS);
         assert_eq!(
@@ -317,5 +388,62 @@ mod tests {
             5_000,
             "what is put together still counts"
         );
+    }
+
+    /// So many requests of each caller, all of them denied, among so many in all.
+    fn denied(window: &mut Window, second: u64, compared: u64, by: &[(u64, u64)]) {
+        let mut callers = Callers::default();
+        for (caller, times) in by {
+            callers.count(*caller, *times);
+        }
+        let denials = by.iter().map(|(_, times)| times).sum();
+        window.take(second, judged(compared, denials), &callers, &BAND);
+    }
+
+    #[test]
+    fn one_caller_cannot_bring_a_stricter_candidate_back_however_often_they_ask() {
+        let band = Band { callers: 3, ..BAND };
+        let mut window = Window::default();
+        // What the candidate is for: now and then somebody is denied, within the band.
+        let others: Vec<(u64, u64)> = (10..20).map(|caller| (caller, 1)).collect();
+        denied(&mut window, 0, 1_000, &others);
+        assert_eq!((window.left(&band), window.held(&band)), (None, None));
+        for second in 1..10 {
+            denied(&mut window, second, 5_000, &[(1, 3_000)]);
+            denied(&mut window, second, 5_000, &[(2, 2_000)]);
+        }
+        assert!(window.left(&BAND).is_some(), "by requests it would go");
+        assert_eq!(window.left(&band), None);
+        let held = window.held(&band).unwrap().to_string();
+        assert!(held.contains("fewer than 3 callers"), "{held}");
+        // A third one asks as often.
+        denied(&mut window, 9, 6_000, &[(3, 6_000)]);
+        assert_eq!(window.left(&band).unwrap().edge, "denials");
+        assert_eq!(window.held(&band), None);
+    }
+
+    #[test]
+    fn who_is_denied_by_a_candidate_that_denies_everybody_is_many_at_once() {
+        let band = Band { callers: 3, ..BAND };
+        let mut window = Window::default();
+        denied(&mut window, 0, 99, &[(1, 33), (2, 33), (3, 33)]);
+        assert_eq!(window.left(&band), None, "too few requests");
+        denied(&mut window, 0, 1, &[(3, 1)]);
+        assert!(window.left(&band).is_some());
+    }
+
+    #[test]
+    fn what_is_permitted_or_fails_counts_whoever_asks() {
+        let band = Band { callers: 3, ..BAND };
+        for (edge, permits, errors) in [("permits", 50, 0), ("errors", 0, 50)] {
+            let mut window = Window::default();
+            let more = Judged {
+                permits,
+                errors,
+                ..judged(100, 0)
+            };
+            take(&mut window, 0, more, &band);
+            assert_eq!(window.left(&band).unwrap().edge, edge);
+        }
     }
 }

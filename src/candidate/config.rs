@@ -23,6 +23,8 @@ use crate::schema::{Compile, Named, Network, SecretRef, Share, Span, known_names
 const OVER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Fewest and most requests after which it is judged.
 const LEAST: (u32, u32) = (1, 100_000);
+/// Fewest and most callers that denials must come from.
+const CALLERS: (u32, u32) = (1, 16);
 /// Longest list of a cohort.
 const MAX_LIST: usize = 1_000;
 /// Shortest key of a share.
@@ -152,6 +154,10 @@ pub struct RollbackConfig {
     pub over: Span,
     /// Fewest requests by which it is judged, 1 to 100000.
     pub least: u32,
+    /// From how many callers its denials must come, 1 to 16: the band must be left even without those of
+    /// one caller less, the ones that were denied most. Callers are subjects, or the addresses of who has
+    /// none. Permits and errors count whoever asks.
+    pub callers: u32,
 }
 
 impl Default for RollbackConfig {
@@ -162,6 +168,7 @@ impl Default for RollbackConfig {
             errors: Share::of_millionths(1_000),
             over: Span::seconds(10),
             least: 100,
+            callers: 3,
         }
     }
 }
@@ -357,7 +364,12 @@ impl CandidateConfig {
     }
 
     fn check_rollback(&self, cx: &mut Compile) {
-        let RollbackConfig { over, least, .. } = &self.rollback;
+        let RollbackConfig {
+            over,
+            least,
+            callers,
+            ..
+        } = &self.rollback;
         cx.at("rollback", |cx| {
             if over.get() < OVER.0 || over.get() > OVER.1 {
                 cx.at("over", |cx| {
@@ -372,6 +384,26 @@ impl CandidateConfig {
                     );
                 });
             }
+            if !(CALLERS.0..=CALLERS.1).contains(callers) {
+                cx.at("callers", |cx| {
+                    cx.problem_help(
+                        "the number of callers is out of range",
+                        format!("between {} and {}", CALLERS.0, CALLERS.1),
+                    );
+                });
+            }
+            let cohort = self.enforce.as_ref().and_then(|it| it.cohort.as_ref());
+            let subjects = cohort.map_or(0, |cohort| cohort.subjects.len());
+            let few = u32::try_from(subjects).is_ok_and(|subjects| subjects < *callers);
+            if subjects > 0 && few && self.rollback.denials != Share::ALL {
+                cx.warning(
+                    format!(
+                        "it decides for {subjects} subjects, and goes back by denials of {callers} callers: \
+                         it never will"
+                    ),
+                    "set `callers: 1`",
+                );
+            }
         });
     }
 }
@@ -384,6 +416,7 @@ impl RollbackConfig {
             errors: self.errors.millionths(),
             over: self.over.get().as_secs().max(1),
             least: u64::from(self.least),
+            callers: usize::try_from(self.callers).unwrap_or(1),
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod band;
 mod book;
+mod callers;
 mod cohort;
 mod config;
 mod purse;
@@ -166,9 +167,11 @@ impl Candidate {
         let report = self.state.report().clone();
         if self.side.is_some() {
             let judged = report.window.sum();
+            let held = report.window.held(&self.band).filter(|_| !self.is_back());
+            let held = held.map(|held| held.to_string());
             put(
                 "judged",
-                json!({ "band": self.config.rollback, "now": judged }),
+                json!({ "band": self.config.rollback, "now": judged, "held": held }),
             );
         }
         let numbers = if all { report.full() } else { report.brief() };

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::band::{Judged, Window};
+use super::callers::Callers;
 use super::top::Top;
 use crate::authz::Terms;
 use crate::clock;
@@ -175,6 +176,8 @@ pub(super) struct Tally {
     pub(super) left_out: [u64; 4],
     pub(super) events: Vec<Event>,
     pub(super) judged: Judged,
+    /// Who was denied what the policy allows.
+    pub(super) denied: Callers,
     /// Yes and no that it decided.
     pub(super) decided: (u64, u64),
     pub(super) any: bool,
@@ -217,6 +220,7 @@ impl Tally {
         self.left_out = [0; 4];
         self.events.clear();
         self.judged = Judged::default();
+        self.denied.clear();
         self.decided = (0, 0);
         self.any = false;
     }
@@ -244,6 +248,8 @@ pub(super) struct Report {
     pub(super) judged: Judged,
     /// How much of that the window has seen.
     pub(super) seen: Judged,
+    /// Who was denied what the policy allows, of what it has not seen.
+    pub(super) denied: Callers,
     pub(super) window: Window,
 }
 
@@ -263,6 +269,7 @@ impl Default for Report {
             decided: (0, 0),
             judged: Judged::default(),
             seen: Judged::default(),
+            denied: Callers::default(),
             window: Window::default(),
         }
     }
@@ -288,6 +295,7 @@ impl Report {
             *count += more;
         }
         self.judged.add(tally.judged);
+        self.denied.add(&tally.denied);
         self.decided.0 += tally.decided.0;
         self.decided.1 += tally.decided.1;
         for event in tally.events.drain(..) {
@@ -319,12 +327,14 @@ impl Report {
         let before = std::mem::take(self);
         self.judged = before.judged;
         self.seen = before.seen;
+        self.denied = before.denied;
         self.window = before.window;
     }
 
     /// Begins to judge anew.
     pub(super) fn judge_anew(&mut self) {
         self.seen = self.judged;
+        self.denied.clear();
         self.window.clear();
     }
 

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::band::Judged;
+use super::callers;
 use super::purse::Purse;
 use super::report::{Event, Flip, LeftOut, SAMPLES, Sample, Tally, clipped};
 use super::state::State;
@@ -414,10 +415,14 @@ impl<T> Shadow<T> {
                 if decided {
                     let alone = failure.is_some() && policy_said.failure().is_none();
                     let is = |what: Flip| flip.is_some_and(|(flip, _)| flip == what);
+                    let denies = !alone && is(Flip::Denies);
+                    if denies {
+                        tally.denied.count(callers::number(caller, request), 1);
+                    }
                     tally.judged.add(Judged {
                         decided: 1,
                         compared: 1,
-                        denials: u64::from(!alone && is(Flip::Denies)),
+                        denials: u64::from(denies),
                         permits: u64::from(is(Flip::Permits)),
                         errors: u64::from(alone),
                     });

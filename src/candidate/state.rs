@@ -35,6 +35,8 @@ pub(super) struct State {
     /// By what it is judged while it decides.
     judged_by: Mutex<Option<JudgedBy>>,
     followed: AtomicBool,
+    /// Whether it is said that it stays in spite of its band.
+    held: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,7 @@ impl State {
             metrics: cx.metrics.candidate(name),
             judged_by: Mutex::default(),
             followed: AtomicBool::new(false),
+            held: AtomicBool::new(false),
         })
     }
 
@@ -147,14 +150,20 @@ impl State {
         let Some(by) = &*judged_by else {
             return;
         };
-        let left = {
+        let (left, held) = {
             let mut report = self.report();
             let report = &mut *report;
             let more = report.judged.less(report.seen);
             report.seen = report.judged;
-            report.window.take(second, more, &by.band);
-            report.window.left(&by.band)
+            let denied = std::mem::take(&mut report.denied);
+            report.window.take(second, more, &denied, &by.band);
+            (report.window.left(&by.band), report.window.held(&by.band))
         };
+        if self.held.swap(held.is_some(), Ordering::AcqRel) != held.is_some()
+            && let Some(why) = held
+        {
+            tracing::warn!(candidate = %self.name, policy = %self.of, %why, "a few callers are denied often");
+        }
         if let Some(left) = left
             && !self.is_back()
         {

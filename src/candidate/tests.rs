@@ -20,12 +20,12 @@ use crate::schema::Share;
 
 const LATER: Duration = Duration::from_secs(3600);
 
-fn caller(subject: &str, claims: &str) -> Caller {
+pub(super) fn caller(subject: &str, claims: &str) -> Caller {
     let claims = from_json(claims.as_bytes()).unwrap();
     Caller::Known(Identity::for_tests(subject, claims, clock::now() + LATER))
 }
 
-fn request_from(address: &str) -> InboundRequest {
+pub(super) fn request_from(address: &str) -> InboundRequest {
     request_to(address, "/orders/1")
 }
 

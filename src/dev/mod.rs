@@ -25,7 +25,7 @@ use clap::Args;
 use tokio::runtime::Runtime;
 
 use self::issuer::Issuer;
-use self::scenes::{Places, scenes};
+use self::scenes::{AdminPlace, Places, scenes};
 use self::terminal::{Terminal, Tone};
 pub use self::token::{Format, TokenArgs, TokenError};
 use self::trial::Trial;
@@ -190,6 +190,7 @@ impl Stage {
             telemetry::init_logging(&loaded.document.telemetry)?;
         }
         let folder = config.parent().map(PathBuf::from).unwrap_or_default();
+        let token = loaded.admin.token.clone();
         let process = Process::start_loaded(Options::new(config), loaded)?;
         let places = Places {
             public: process
@@ -197,7 +198,13 @@ impl Stage {
                 .get("public")
                 .copied()
                 .ok_or(DevError::NoListener)?,
-            admin: process.admin_address(),
+            admin: process
+                .admin_address()
+                .zip(token)
+                .map(|(address, token)| AdminPlace {
+                    address,
+                    token: String::from_utf8_lossy(token.expose()).into_owned(),
+                }),
             issuer: issuer.url.clone(),
             pki,
         };
@@ -263,11 +270,25 @@ impl Stage {
             .map(|(name, address)| (format!("listener {name}"), address.to_string()))
             .collect();
         let mut row = |name: &str, place: String| rows.push((name.to_owned(), place));
-        if let Some(admin) = self.places.admin {
-            row("admin", format!("http://{admin}"));
+        if let Some(admin) = &self.places.admin {
             row(
                 "page",
-                format!("http://{admin}/ in a browser: live decisions and why, limits, streams"),
+                format!(
+                    "{} in a browser: live decisions and why, limits, streams",
+                    admin.page("/")
+                ),
+            );
+            row(
+                "admin token",
+                format!("{}  (the page asks for it)", admin.token),
+            );
+        } else if let Some(address) = self.process.admin_address() {
+            row(
+                "admin",
+                format!(
+                    "http://{address} has no token, so its page is closed: write \
+                     `token: file:certs/dev/admin.token` below `admin:`"
+                ),
             );
         }
         row("development issuer", self.places.issuer.clone());

@@ -1,4 +1,5 @@
-//! The development certificates: two authorities, a server, two clients, the assertion key.
+//! The development certificates: two authorities, a server, two clients, the assertion key; and the
+//! admin token beside them.
 //!
 //! Everything lands in one folder (`certs/dev`), is taken over while it is valid for another day,
 //! and is told apart from other people's files by a manifest of digests: a file that is there and
@@ -30,6 +31,9 @@ const REUSE_MARGIN: Duration = Duration::from_secs(86_400);
 const BACKDATED: Duration = Duration::from_secs(3_600);
 /// Largest file that is read back.
 const MAX_FILE: u64 = 64 * 1024;
+
+/// The file with the token of the admin listener: random, and as long as the certificates.
+const ADMIN_TOKEN: &str = "admin.token";
 
 const MANIFEST: &str = ".made-by-portcullis-dev";
 
@@ -150,8 +154,8 @@ impl Pki {
 }
 
 /// How many files there are beside the manifest: `ca`, `client-ca`, two of the server, two of each
-/// client, the assertion key.
-const FILES: usize = 5 + 2 * CLIENTS.len();
+/// client, the assertion key, the admin token.
+const FILES: usize = 6 + 2 * CLIENTS.len();
 
 fn names() -> impl Iterator<Item = String> {
     [
@@ -160,6 +164,7 @@ fn names() -> impl Iterator<Item = String> {
         "server.pem",
         "server.key",
         "assertion.pem",
+        ADMIN_TOKEN,
     ]
     .into_iter()
     .map(str::to_owned)
@@ -172,12 +177,16 @@ fn names() -> impl Iterator<Item = String> {
 
 /// One file found on disk and known as ours.
 struct FoundFile {
+    name: String,
     content: Vec<u8>,
 }
 
 impl FoundFile {
-    /// Whether it is a key, or a certificate that lasts for long enough.
+    /// Whether it is a key or the token, or a certificate that lasts for long enough.
     fn lasts(&self, now: SystemTime) -> bool {
+        if self.name == ADMIN_TOKEN {
+            return true;
+        }
         let Ok((_, pem)) = x509_parser::pem::parse_x509_pem(&self.content) else {
             return false;
         };
@@ -213,7 +222,7 @@ fn inspect(folder: &Path, listed: &BTreeSet<String>) -> Result<Vec<FoundFile>, P
             fs::set_permissions(&path, Permissions::from_mode(0o600))
                 .map_err(PkiError::file(&path))?;
         }
-        found.push(FoundFile { content });
+        found.push(FoundFile { name, content });
     }
     Ok(found)
 }
@@ -251,7 +260,9 @@ impl MadeFile {
 }
 
 fn private(name: &str) -> bool {
-    Path::new(name).extension().is_some_and(|e| e == "key") || name == "assertion.pem"
+    Path::new(name).extension().is_some_and(|e| e == "key")
+        || name == "assertion.pem"
+        || name == ADMIN_TOKEN
 }
 
 fn manifest_line(name: &str, content: &[u8]) -> String {
@@ -309,6 +320,10 @@ fn make(now: SystemTime) -> Result<Vec<MadeFile>, rcgen::Error> {
 
     let assertion = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     file("assertion.pem", assertion.serialize_pem());
+
+    let token: [u8; 32] = rand::random();
+    let token: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
+    file(ADMIN_TOKEN, token + "\n");
     Ok(files)
 }
 

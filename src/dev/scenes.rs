@@ -18,12 +18,31 @@ const BURST: u32 = 8;
 pub(super) struct Places {
     /// The TLS listener.
     pub(super) public: SocketAddr,
-    /// The admin listener.
-    pub(super) admin: Option<SocketAddr>,
+    /// The admin listener, if it has a token to be asked with.
+    pub(super) admin: Option<AdminPlace>,
     /// The development issuer.
     pub(super) issuer: String,
     /// The certificates.
     pub(super) pki: Pki,
+}
+
+/// The admin listener, and what it asks for.
+#[derive(Debug, Clone)]
+pub(super) struct AdminPlace {
+    pub(super) address: SocketAddr,
+    pub(super) token: String,
+}
+
+impl AdminPlace {
+    /// One of its pages.
+    pub(super) fn page(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// The header that opens it.
+    pub(super) fn header(&self) -> (&'static str, String) {
+        ("authorization", format!("Bearer {}", self.token))
+    }
 }
 
 impl Places {
@@ -285,9 +304,12 @@ pub(super) async fn scenes(places: &Places) -> Result<Vec<Scene>, TokenError> {
                 .printed()
         },
     ];
-    if let Some(admin) = places.admin {
-        let url = format!("http://{admin}/status");
-        scenes.push(Scene::new("admin: what is in force", url, 200).printed());
+    if let Some(admin) = &places.admin {
+        let scene = |title, status| Scene::new(title, admin.page("/status"), status);
+        scenes.push(scene("admin without its token", 401));
+        let (name, value) = admin.header();
+        let known = scene("admin: what is in force", 200).header(name, &value);
+        scenes.push(known.printed());
     }
     Ok(scenes)
 }
@@ -311,7 +333,10 @@ mod tests {
     fn places(issuer: &Issuer) -> Places {
         Places {
             public: SocketAddr::from(([127, 0, 0, 1], 8443)),
-            admin: Some(SocketAddr::from(([127, 0, 0, 1], 9901))),
+            admin: Some(AdminPlace {
+                address: SocketAddr::from(([127, 0, 0, 1], 9901)),
+                token: "0123456789abcdef".to_owned(),
+            }),
             issuer: issuer.url.clone(),
             pki: Pki {
                 folder: "./certs/dev".into(),

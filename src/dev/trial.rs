@@ -223,7 +223,7 @@ impl<'a, W: Write> Trial<'a, W> {
 
     /// Who is logged out everywhere loses what is open, too.
     async fn revocation(&mut self) -> Result<(), TrialError> {
-        let Some(admin) = self.places.admin else {
+        let Some(admin) = &self.places.admin else {
             return Ok(());
         };
         let token = Request::user("carol").mint(&self.places.issuer).await?;
@@ -232,7 +232,7 @@ impl<'a, W: Write> Trial<'a, W> {
             .push(("authorization", format!("Bearer {token}")));
         live.tls = Some(connector(&self.places.pki, None)?);
         let open = tokio::spawn(async move { live.send().await });
-        let metrics = Call::new(Method::GET, format!("http://{admin}/metrics"));
+        let metrics = Call::new(Method::GET, admin.page("/metrics"));
         let began = Instant::now();
         while began.elapsed() < PATIENCE {
             let answer = metrics.send().await;
@@ -242,8 +242,8 @@ impl<'a, W: Write> Trial<'a, W> {
             }
             tokio::time::sleep(INTERVAL).await;
         }
-        let mut revoke = Call::new(Method::POST, format!("http://{admin}/revocations/logout"));
-        revoke.headers.push(("x-portcullis-admin", "1".to_owned()));
+        let mut revoke = Call::new(Method::POST, admin.page("/revocations/logout"));
+        revoke.headers.push(admin.header());
         let issuer = &self.places.issuer;
         revoke.body = serde_json::json!({"issuer": issuer, "subject": "carol"}).to_string();
         let title = "log carol out everywhere";
@@ -268,9 +268,14 @@ impl<'a, W: Write> Trial<'a, W> {
     }
 
     async fn post_reload(&mut self, title: &str, status: u16) {
-        if let Some(admin) = self.places.admin {
-            self.post(title, format!("http://{admin}/reload"), status)
-                .await;
+        let Some(admin) = &self.places.admin else {
+            return;
+        };
+        let mut call = Call::new(Method::POST, admin.page("/reload"));
+        call.headers.push(admin.header());
+        match call.send().await {
+            Ok(answer) => self.record(title, status, &answer, None),
+            Err(error) => self.failed(title, status, &error),
         }
     }
 
@@ -306,9 +311,7 @@ impl<'a, W: Write> Trial<'a, W> {
     }
 
     async fn post(&mut self, title: &str, url: String, status: u16) {
-        let mut call = Call::new(Method::POST, url);
-        // The admin listener wants to be sure that no web page sends this.
-        call.headers.push(("x-portcullis-admin", "1".to_owned()));
+        let call = Call::new(Method::POST, url);
         match call.send().await {
             Ok(answer) => self.record(title, status, &answer, None),
             Err(error) => self.failed(title, status, &error),

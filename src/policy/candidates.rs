@@ -309,6 +309,9 @@ fn one(one: &Value) -> Page {
             number(judged, "errors"),
         );
         page.fact("judged by", Tone::Plain, &now);
+        if let Some(held) = one.pointer("/judged/held").and_then(Value::as_str) {
+            page.fact("stays", Tone::Plain, held);
+        }
     }
     tables(&mut page, one);
     samples(&mut page, one);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Connection, request};
 use crate::support::eventually;
-use crate::support::gateway::{Builder, Gateway, World};
+use crate::support::gateway::{ADMIN, Builder, Gateway, World};
 use crate::support::program::Program;
 use crate::support::upstream::{Next, Upstream};
 
@@ -351,7 +351,12 @@ fn drive(world: &World, name: &str, subjects: &[&str]) -> (usize, Duration) {
     }
 }
 
-const SUBJECTS: [&str; 12] = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l"];
+/// So many that three of them are drawn into a share of 40 %, but for once in ten million.
+const SUBJECTS: [&str; 48] = [
+    "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r", "s",
+    "t", "u", "v", "w", "x", "y", "z", "aa", "ab", "ac", "ad", "ae", "af", "ag", "ah", "ai", "aj",
+    "ak", "al", "am", "an", "ao", "ap", "aq", "ar", "as", "at", "au", "av",
+];
 
 #[test]
 fn a_bad_candidate_at_a_share_goes_back_within_ten_seconds_and_stays_back() {
@@ -439,6 +444,51 @@ fn a_bad_candidate_at_a_share_goes_back_within_ten_seconds_and_stays_back() {
 }
 
 #[test]
+fn one_caller_cannot_bring_a_candidate_back_and_three_can() {
+    let enforce = json!({"cohort": {"routes": ["open"]}});
+    let world = world(&[(
+        "next",
+        NEXT,
+        json!({"enforce": enforce, "rollback": {"least": 50}}),
+    )]);
+    let mut connection = world.gateway.connect();
+    let mut ask = |subject: &str, times: usize| {
+        let token = bearer(&world, subject);
+        for _ in 0..times {
+            connection.send(request("GET", "/x", &[("authorization", &token)]));
+            assert!(connection.answer().is_some());
+        }
+    };
+    // Whom the candidate is there to keep out asks again and again, as somebody else, too.
+    let held = eventually("it to be judged by them", || {
+        ask("bad", 50);
+        ask("bad two", 50);
+        ask("good", 10);
+        told(&world.gateway, "next")["judged"]["held"]
+            .as_str()
+            .map(str::to_owned)
+    });
+    assert!(
+        held.contains("fewer than 3 callers were denied so much: it stays"),
+        "{held}"
+    );
+    let report = told(&world.gateway, "next");
+    assert_eq!(report["standing"], "enforcing", "{report:#}");
+    assert!(report["judged"]["now"]["denials"].as_u64().unwrap() >= 50);
+    assert_eq!(
+        world.gateway.bearer("/x", &world.token("bad")).status,
+        403,
+        "it still decides"
+    );
+    // A third one is a pattern.
+    let (_, took) = drive(&world, "next", &["bad", "bad two", "bad three"]);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let report = told(&world.gateway, "next");
+    assert_eq!(report["back"]["edge"], "denials");
+    assert_eq!(report["judged"]["held"], Value::Null);
+}
+
+#[test]
 fn a_good_candidate_stays_and_one_that_fails_or_lets_in_goes() {
     let failing = "package gate\n\nallow if to_number(input.identity.subject) == 1\n";
     let lax = "package gate\n\nallow := true\n";
@@ -500,7 +550,7 @@ fn what_went_back_is_back_after_a_restart() {
     let program = Program::start(builder);
     let ask = |program: &Program, method: &str, path: &str| {
         let host = program.admin.to_string();
-        let headers = [("host", &*host), ("x-portcullis-admin", "1")];
+        let headers = [("host", &*host), ("authorization", ADMIN)];
         Connection::plain(program.admin)
             .send(request(method, path, &headers))
             .answer()
@@ -720,7 +770,7 @@ fn a_candidate_that_cannot_be_compared_does_not_load_and_check_says_why() {
             "a": {"of": "gat", "files": ["next.rego"]},
             "b": {"of": "gate", "files": ["missing.rego"]},
             "c": {"of": "gate", "input": "envoy", "files": ["next.rego"]},
-            "d": {"of": "gate", "files": ["next.rego"], "rollback": {"over": "2m", "least": 0}},
+            "d": {"of": "gate", "files": ["next.rego"], "rollback": {"over": "2m", "least": 0, "callers": 17}},
             "e": {"of": "gate", "files": ["next.rego"], "enforce": {"cohort": {"routes": ["root", "opne"]}}},
             "f": {"of": "gate", "files": ["next.rego"], "enforce": {"share": "5"}},
             "g": {"of": "gate", "files": ["reads.rego"], "body": {"max": "1KiB"}},
@@ -737,6 +787,7 @@ fn a_candidate_that_cannot_be_compared_does_not_load_and_check_says_why() {
         "candidates.c.input: `gate` sees another document",
         "candidates.d.rollback.over: the time is out of range",
         "candidates.d.rollback.least: the number of requests is out of range",
+        "candidates.d.rollback.callers: the number of callers is out of range",
         "the policy of the route `root` is `public`, not `gate`",
         "there is no route `opne`",
         "`5` is not a share",
@@ -748,6 +799,15 @@ fn a_candidate_that_cannot_be_compared_does_not_load_and_check_says_why() {
     ] {
         assert!(text.contains(expected), "{expected}:\n{text}");
     }
+    let alone = problems(|document| {
+        let enforce = json!({"cohort": {"subjects": ["alice"]}});
+        document["candidates"] =
+            json!({"next": {"of": "gate", "files": ["next.rego"], "enforce": enforce}});
+    });
+    assert!(
+        alone.contains("goes back by denials of 3 callers: it never will"),
+        "{alone}"
+    );
     let same = problems(|document| document["candidates"] = json!({"next": {"of": "gate"}}));
     assert!(
         same.contains("candidates.next: it is `gate` itself"),

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Connection, request};
 use crate::support::eventually;
-use crate::support::gateway::{Builder, Gateway, World};
+use crate::support::gateway::{ADMIN, Builder, Gateway, World};
 use crate::support::h2::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, H2, HEADERS, Outcome, RST_STREAM, WINDOW_UPDATE,
     block, frame, get,
@@ -1149,7 +1149,7 @@ fn cve_2022_3212_the_admin_listener_reads_no_endless_body() {
     ] {
         let mut connection = Connection::plain(address);
         connection.send(format!(
-            "POST /reload HTTP/1.1\r\nHost: {address}\r\nX-Portcullis-Admin: 1\r\n{framing}\r\n\r\n"
+            "POST /reload HTTP/1.1\r\nHost: {address}\r\nAuthorization: {ADMIN}\r\n{framing}\r\n\r\n"
         ));
         let piece = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
         let mut sent = 0;

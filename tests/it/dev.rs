@@ -34,9 +34,16 @@ impl Drop for Running {
     }
 }
 
-/// `portcullis dev --ports auto`, and the lines it printed until the last of its introduction.
-fn started() -> (Running, Vec<String>) {
+/// `portcullis dev --ports auto`, the lines it printed until the last of its introduction, and its log.
+fn started() -> (Running, Vec<String>, mpsc::Receiver<String>) {
     let mut running = Running(portcullis(&["dev", "--ports", "auto"]).spawn().unwrap());
+    let errors = BufReader::new(running.0.stderr.take().unwrap());
+    let (logged, log) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in errors.lines().map_while(Result::ok) {
+            let _ = logged.send(line);
+        }
+    });
     let output = BufReader::new(running.0.stdout.take().unwrap());
     let (sender, lines) = mpsc::channel();
     // Reads on to the end, so that the child never waits for a reader.
@@ -57,7 +64,7 @@ fn started() -> (Running, Vec<String>) {
             Err(error) => panic!("{error} after {seen:#?}"),
         }
     }
-    (running, seen)
+    (running, seen, log)
 }
 
 fn outcomes(output: &std::process::Output) -> Vec<Value> {
@@ -104,7 +111,7 @@ fn the_table_for_people_is_aligned_and_says_ok() {
 
 #[test]
 fn the_printed_introduction_works_and_tokens_can_be_minted() {
-    let (_running, lines) = started();
+    let (_running, lines, log) = started();
     let value = |name: &str| {
         let line = lines.iter().find(|line| line.starts_with(name));
         line.unwrap_or_else(|| panic!("{name}: {lines:#?}"))
@@ -146,6 +153,41 @@ fn the_printed_introduction_works_and_tokens_can_be_minted() {
     ));
     let answer = connection.answer().unwrap();
     assert_eq!(answer.status, 200, "{}", answer.text());
+
+    // The page's address and the token that it asks for stand there, and no other opens it.
+    let word = |name: &str, nth: usize| {
+        let line = lines.iter().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(nth).unwrap().to_owned()
+    };
+    let (page, token) = (word("page ", 1), word("admin token", 2));
+    assert_eq!(token.len(), 64, "{token}");
+    let admin = page.strip_prefix("http://").unwrap().trim_end_matches('/');
+    let status = |token: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("host", admin), ("authorization", bearer.as_str())];
+        let mut connection = crate::support::client::Connection::plain(admin.parse().unwrap());
+        connection.send(crate::support::client::request(
+            "GET",
+            "/decisions",
+            &headers,
+        ));
+        connection.answer().unwrap().status
+    };
+    assert_eq!((status(&token), status(&"0".repeat(64))), (200, 401));
+
+    // The log says what became of the issuer's keys in words, and not how they are kept.
+    let change = loop {
+        let line = log.recv_timeout(PATIENCE).unwrap();
+        if line.contains("issuer keys changed") {
+            break line;
+        }
+    };
+    let change: Value = serde_json::from_str(&change).unwrap();
+    let fields = &change["fields"];
+    assert_eq!(fields["change"], "added", "{change}");
+    let kid = fields["kid"].as_str().unwrap();
+    assert!(!kid.is_empty() && !kid.contains("Some("), "{change}");
+    assert!(!change.to_string().contains("None"), "{change}");
 
     // Whoever pastes a line is told beforehand what will come of it.
     for (index, line) in lines

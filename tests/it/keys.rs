@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::client::{Connection, request};
 use crate::support::eventually;
-use crate::support::gateway::{Builder, Gateway, World};
+use crate::support::gateway::{ADMIN, Builder, Gateway, World};
 use crate::support::issuer::{Behaviour, Issuer, Key, b64};
 use crate::support::upstream::Upstream;
 
@@ -793,14 +793,11 @@ fn keys_are_distrusted_by_nobody_who_may_not() {
         );
         Connection::plain(address).send(head).answer().unwrap()
     };
-    const MEANT: &str = "x-portcullis-admin: 1\r\n";
-    assert_eq!(post("", &body).status, 403);
+    let known = format!("authorization: {ADMIN}\r\n");
+    assert_eq!(post("", &body).status, 401);
+    assert_eq!(post("x-portcullis-admin: 1\r\n", &body).status, 401);
     assert_eq!(
-        post(
-            "origin: http://evil.test\r\nx-portcullis-admin: 1\r\n",
-            &body
-        )
-        .status,
+        post(&format!("origin: http://evil.test\r\n{known}"), &body).status,
         403
     );
     for (bad, status) in [
@@ -811,10 +808,10 @@ fn keys_are_distrusted_by_nobody_who_may_not() {
         ("{\"issuer\":\"main\",\"kid\":\"k1\",\"more\":1}", 400),
         ("{\"issuer\":\"other\",\"kid\":\"k1\"}", 404),
     ] {
-        assert_eq!(post(MEANT, bad).status, status, "{bad}");
+        assert_eq!(post(&known, bad).status, status, "{bad}");
     }
     let long = format!("{{\"issuer\":\"main\",\"kid\":\"{}\"}}", "k".repeat(70_000));
-    assert_eq!(post(MEANT, &long).status, 413);
+    assert_eq!(post(&known, &long).status, 413);
     assert_eq!(world.gateway.admin("GET", "/keys/distrust").status, 405);
     assert_eq!(
         world.gateway.bearer("/a", &world.token("alice")).status,

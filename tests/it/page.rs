@@ -2,18 +2,15 @@
 
 use std::io::Write;
 use std::net::TcpListener;
-use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::browser::{Browser, DOWN, ENTER, ESCAPE, UP};
 use crate::support::client::{Connection, request};
 use crate::support::eventually;
-use crate::support::gateway::{Builder, Gateway, World};
+use crate::support::gateway::{ADMIN_TOKEN, Builder, Gateway, World};
 use crate::support::program::Program;
 use crate::support::upstream::{Next, Upstream};
-
-const TOKEN: &str = "a-token-of-the-admin-listener-0123456789";
 
 /// Every section, by its name in the address.
 const SECTIONS: [&str; 9] = [
@@ -31,6 +28,14 @@ const SECTIONS: [&str; 9] = [
 fn page(gateway: &Gateway) -> String {
     let address = gateway.process.admin_address().unwrap();
     format!("http://{address}/")
+}
+
+/// What whoever opens the page for the first time does.
+fn log_in(browser: &Browser) {
+    browser.says("Admin token");
+    browser.types(ADMIN_TOKEN);
+    browser.types(ENTER);
+    browser.until("the page", "return !document.getElementById('app').hidden");
 }
 
 /// How many decisions are in the list.
@@ -97,6 +102,7 @@ fn a_decision_is_found_and_opened_with_the_keyboard_alone() {
     world.gateway.get("/orders/none", &[]);
 
     browser.open(&page(&world.gateway));
+    log_in(&browser);
     browser.says("Ready");
     browser.types("2");
     browser.until("seven decisions", &format!("{ROWS} === 7"));
@@ -221,6 +227,7 @@ fn what_a_request_says_is_text_and_never_markup() {
     let stream = open_stream(&world.gateway, &format!("/live{path}"), &token);
 
     browser.open(&page(&world.gateway));
+    log_in(&browser);
     browser.says("Ready");
     browser.open(&format!("{}#/decisions", page(&world.gateway)));
     browser.until(
@@ -310,6 +317,7 @@ fn every_section_shows_what_the_gateway_knows_in_light_and_dark() {
     });
 
     browser.open(&page(&world.gateway));
+    log_in(&browser);
     let expected: [(&str, &[&str]); 9] = [
         (
             "overview",
@@ -398,6 +406,7 @@ fn a_gateway_without_anything_says_what_to_do() {
     };
     let gateway = Builder::open(&Upstream::start()).start();
     browser.open(&page(&gateway));
+    log_in(&browser);
     let curl = "curl -i http://127.0.0.1:";
     let expected: [(&str, &[&str]); 7] = [
         ("overview", &["No request has come yet"]),
@@ -445,6 +454,7 @@ fn nothing_is_wider_than_a_telephone() {
     );
     browser.size(360, 740);
     browser.open(&page(&world.gateway));
+    log_in(&browser);
     for section in SECTIONS {
         browser.open(&format!("{}#/{section}", page(&world.gateway)));
         browser.until(section, "return document.querySelector('#counted') && document.querySelector('#counted').innerText");
@@ -470,23 +480,12 @@ fn nothing_is_wider_than_a_telephone() {
     drop(stream);
 }
 
-/// An open gateway whose admin listener wants the token.
-fn guarded() -> (Gateway, PathBuf) {
-    let builder = Builder::open(&Upstream::start());
-    let file = builder.file("admin-token", TOKEN);
-    let reference = format!("file:{}", file.display());
-    let gateway = builder
-        .with(|document| document["admin"]["token"] = json!(reference))
-        .start();
-    (gateway, file)
-}
-
 #[test]
 fn a_token_opens_a_session_and_nothing_is_shown_before_and_after_it() {
     let Some(browser) = Browser::start() else {
         return;
     };
-    let (gateway, file) = guarded();
+    let gateway = Builder::open(&Upstream::start()).start();
     gateway.get("/confidential", &[]);
     browser.open(&format!("{}#/decisions", page(&gateway)));
     browser.says("Admin token");
@@ -498,7 +497,7 @@ fn a_token_opens_a_session_and_nothing_is_shown_before_and_after_it() {
     browser.says("That is not the token.");
     let typed = browser.run("return document.getElementById('token').selectionEnd", &[]);
     assert_eq!(typed, 20, "what was typed is selected, to be replaced");
-    browser.types(TOKEN);
+    browser.types(ADMIN_TOKEN);
     browser.types(ENTER);
     browser.says("/confidential");
 
@@ -506,7 +505,7 @@ fn a_token_opens_a_session_and_nothing_is_shown_before_and_after_it() {
     let seen = browser.run("return document.cookie + JSON.stringify(localStorage) + document.documentElement.outerHTML", &[]);
     let seen = seen.as_str().unwrap();
     assert!(
-        !seen.contains(TOKEN) && !seen.contains("portcullis-admin-"),
+        !seen.contains(ADMIN_TOKEN) && !seen.contains("portcullis-admin-"),
         "{seen}"
     );
     let cookies = browser.devtools("Network.getCookies", &json!({"urls": [page(&gateway)]}));
@@ -518,7 +517,7 @@ fn a_token_opens_a_session_and_nothing_is_shown_before_and_after_it() {
     browser.open("about:blank");
     browser.open(&format!("{}#/configuration", page(&gateway)));
     browser.says("drain_timeout");
-    assert!(!browser.text().contains(TOKEN));
+    assert!(!browser.text().contains(ADMIN_TOKEN));
 
     browser.click("#logout");
     browser.says("You are logged out.");
@@ -528,12 +527,31 @@ fn a_token_opens_a_session_and_nothing_is_shown_before_and_after_it() {
     browser.says("Admin token");
 
     // A changed token ends all sessions.
-    browser.types(TOKEN);
+    browser.types(ADMIN_TOKEN);
     browser.types(ENTER);
     browser.says("Ready");
-    std::fs::write(&file, "another-token-of-the-admin-listener").unwrap();
+    gateway.file_in("admin-token", "another-token-of-the-admin-listener");
     assert!(gateway.process.reload().is_some());
     browser.says("The session has ended. Log in again.");
+}
+
+#[test]
+fn a_gateway_without_a_token_says_so_and_shows_nothing_else() {
+    let Some(browser) = Browser::start() else {
+        return;
+    };
+    let builder = Builder::open(&Upstream::start());
+    let gateway = builder
+        .with(|document| document["admin"] = json!({"address": "127.0.0.1:0"}))
+        .start();
+    gateway.get("/confidential", &[]);
+    browser.open(&format!("{}#/decisions", page(&gateway)));
+    browser.says("no admin token is configured");
+    browser.says("openssl rand -hex 32");
+    let field = browser.run("return document.getElementById('token').offsetParent", &[]);
+    assert_eq!(field, Value::Null, "there is nothing to type");
+    assert!(!browser.text().contains("/confidential"));
+    assert_eq!(browser.accessibility().unwrap_or_default(), [""; 0]);
 }
 
 #[test]
@@ -568,6 +586,7 @@ fn a_gateway_that_goes_away_is_missed_and_shown_again_when_it_is_back() {
     };
     get("/before");
     browser.open(&format!("http://{admin}/#/decisions"));
+    log_in(&browser);
     browser.says("/before");
     browser.says("Ready");
     program.signal("TERM");
@@ -577,6 +596,9 @@ fn a_gateway_that_goes_away_is_missed_and_shown_again_when_it_is_back() {
     browser.says("/before");
     browser.picture("gone");
     let program = program.again();
+    // Another process knows no session of the one before.
+    browser.says("The session has ended. Log in again.");
+    log_in(&browser);
     browser.says("Ready");
     browser.until(
         "the alarm to end",
@@ -584,6 +606,5 @@ fn a_gateway_that_goes_away_is_missed_and_shown_again_when_it_is_back() {
     );
     get("/after");
     browser.says("/after");
-    browser.says("The gateway was started anew");
     drop(program);
 }

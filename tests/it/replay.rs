@@ -297,6 +297,62 @@ fn every_record_that_is_not_judged_is_counted_under_its_cause() {
 }
 
 #[test]
+fn a_masked_reason_is_no_other_reason_and_hides_no_flip() {
+    let masked = |r: &mut Value| {
+        r["reason"] = json!(null);
+        r["answer"]["reason"] = json!(null);
+        r["masked"] = json!(["/reason", "/answer/reason"]);
+    };
+    let denied = |r: &mut Value| {
+        r["decision"] = json!("deny");
+        r["status"] = json!(403);
+        r["answer"]["allow"] = json!(false);
+    };
+    let lines = [
+        // Denied for `gate.high` now; for what then, nobody knows.
+        record(1_995, |r| {
+            denied(r);
+            masked(r);
+        }),
+        // Nor for what it was allowed.
+        record(4, masked),
+        // That was another reason, and is known.
+        record(1_997, |r| {
+            denied(r);
+            r["reason"] = json!("gate.other");
+            r["answer"]["reason"] = json!("gate.other");
+        }),
+        // Yes is not no, whatever the reason was.
+        record(6, |r| {
+            denied(r);
+            masked(r);
+        }),
+        record(1_998, masked),
+    ];
+    let at = folder(&[
+        ("gateway.yaml", CONFIG),
+        ("low.rego", LOW),
+        ("records.jsonl", &lines.join("\n")),
+    ]);
+    let output = policy_in(
+        at.path(),
+        &["replay", "--from", "records.jsonl", "--format", "json"],
+    );
+    let told = json_of(&output);
+    let records = &told["records"];
+    assert_eq!(records["judged"], 5, "{told:#}");
+    assert_eq!(records["same"], 2, "{told:#}");
+    assert_eq!(
+        (&records["gains"], &records["losses"]),
+        (&json!(1), &json!(1))
+    );
+    let reasons = told["changes"].as_array().unwrap().iter();
+    let reasons: Vec<&Value> = reasons.filter(|one| one["change"] == "reason").collect();
+    assert_eq!(reasons.len(), 1, "{told:#}");
+    assert_eq!(reasons[0]["was"], "gate.other");
+}
+
+#[test]
 fn where_nothing_can_be_judged_there_is_no_answer() {
     let at = folder(&[
         ("gateway.yaml", CONFIG),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::feeds::{changed, log_out, logout_claims, session_token, typed, with_feeds};
 use crate::support::client::{Answer, Connection, request};
 use crate::support::eventually;
-use crate::support::gateway::{Builder, Gateway, World};
+use crate::support::gateway::{ADMIN, Builder, Gateway, World};
 use crate::support::issuer::{Issuer, Key, now};
 use crate::support::pki::Authority;
 use crate::support::redis::Redis;
@@ -266,7 +266,7 @@ fn administer(gateway: &Gateway, method: &str, path: &str, body: &Value) -> Answ
     let length = body.len().to_string();
     let headers = [
         ("host", host.as_str()),
-        ("x-portcullis-admin", "1"),
+        ("authorization", ADMIN),
         ("content-type", "application/json"),
         ("content-length", &length),
         ("connection", "close"),

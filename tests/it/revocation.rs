@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Connection, request};
 use crate::support::eventually;
-use crate::support::gateway::{Builder, Gateway, World};
+use crate::support::gateway::{ADMIN, Builder, Gateway, World};
 use crate::support::issuer::{Issuer, Key, b64, now};
 use crate::support::pki::{Authority, client_config};
 use crate::support::tools;
@@ -27,7 +27,7 @@ fn ask(gateway: &Gateway, method: &str, path: &str, body: &Value) -> Answer {
 }
 
 #[track_caller]
-fn ask_with(gateway: &Gateway, method: &str, path: &str, body: &str, meant: bool) -> Answer {
+fn ask_with(gateway: &Gateway, method: &str, path: &str, body: &str, known: bool) -> Answer {
     let address = gateway.process.admin_address().expect("no admin listener");
     let (host, length) = (address.to_string(), body.len().to_string());
     let mut headers = vec![
@@ -35,8 +35,8 @@ fn ask_with(gateway: &Gateway, method: &str, path: &str, body: &str, meant: bool
         ("content-length", length.as_str()),
         ("connection", "close"),
     ];
-    if meant {
-        headers.push(("x-portcullis-admin", "1"));
+    if known {
+        headers.push(("authorization", ADMIN));
     }
     Connection::plain(address)
         .send(request(method, path, &headers) + body)
@@ -457,7 +457,7 @@ fn an_entry_that_cannot_be_kept_is_in_force_and_whoever_brought_it_is_told() {
         let headers = [
             ("host", host.as_str()),
             ("content-length", length.as_str()),
-            ("x-portcullis-admin", "1"),
+            ("authorization", ADMIN),
         ];
         let request = request(method, path, &headers) + &body;
         Connection::plain(admin).send(request).answer().unwrap()
@@ -523,7 +523,7 @@ fn the_pages_are_for_those_who_mean_it_and_say_what_is_wrong() {
         ("POST", "/revocations/logout"),
     ] {
         let answer = ask_with(gateway, method, path, &good.to_string(), false);
-        assert_eq!(answer.status, 403, "{method} {path}");
+        assert_eq!(answer.status, 401, "{method} {path}");
         for wrong in [
             "",
             "x",

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::client::{Answer, Connection, request};
 use crate::support::eventually;
-use crate::support::gateway::{Builder, World};
+use crate::support::gateway::{ADMIN, ADMIN_TOKEN, Builder, World};
 use crate::support::issuer::{Issuer, Key};
 use crate::support::program::Program;
 use crate::support::upstream::Upstream;
@@ -164,7 +164,11 @@ fn decisions_are_listed_filtered_waited_for_and_explained() {
         let host = admin.to_string();
         let path = "/decisions?after=3&wait=20&decision=deny";
         Connection::plain(admin)
-            .send(request("GET", path, &[("host", &host)]))
+            .send(request(
+                "GET",
+                path,
+                &[("host", &host), ("authorization", ADMIN)],
+            ))
             .answer()
             .unwrap()
             .json()
@@ -195,13 +199,12 @@ fn decisions_are_listed_filtered_waited_for_and_explained() {
 #[test]
 fn decisions_need_the_token() {
     let upstream = Upstream::start();
-    let builder = Builder::open(&upstream);
-    builder.file("token", "0123456789abcdef0123456789abcdef");
-    let program = Program::start(builder.with(|document| {
-        document["admin"]["token"] = json!("file:token");
-    }));
+    let program = Program::start(Builder::open(&upstream));
+    let host = program.admin.to_string();
     for path in ["/decisions", "/decisions/abc", "/traces", "/traces/abc"] {
-        assert_eq!(program.admin(path).status, 401, "{path}");
+        let mut connection = Connection::plain(program.admin);
+        connection.send(request("GET", path, &[("host", &host)]));
+        assert_eq!(connection.answer().unwrap().status, 401, "{path}");
     }
     let url = format!("http://{}", program.admin);
     let folder = program.builder.folder.path();
@@ -211,11 +214,32 @@ fn decisions_need_the_token() {
     };
     // The configuration has it, and so may the command line, by reference.
     assert!(tail(&[]).status.success());
-    assert!(tail(&["--token", "file:token"]).status.success());
-    let output = tail(&["--token", "0123456789abcdef0123456789abcdef"]);
+    assert!(tail(&["--token", "file:admin-token"]).status.success());
+    let output = tail(&["--token", ADMIN_TOKEN]);
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("not the token itself"), "{error}");
+}
+
+#[test]
+fn tools_say_what_to_do_where_no_token_is_configured() {
+    let upstream = Upstream::start();
+    let program = Program::start(Builder::open(&upstream).with(|document| {
+        document["admin"] = json!({"address": "127.0.0.1:0"});
+    }));
+    let url = format!("http://{}", program.admin);
+    let folder = program.builder.folder.path();
+    for arguments in [&["tail", "--once"][..], &["candidates"]] {
+        let output = portcullis(folder, &[arguments, &["--admin", &url]].concat());
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(error.contains("set `admin.token: file:PATH`"), "{error}");
+    }
+    // And so does whoever starts it.
+    let checked = portcullis(folder, &["check"]);
+    let said = String::from_utf8_lossy(&checked.stdout) + String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{said}");
+    assert!(said.contains("the admin listener has no token"), "{said}");
 }
 
 #[test]

@@ -181,12 +181,14 @@
 
   let needsLogin = false;
 
-  function showLogin(message) {
+  /** `impossible` says why nobody can log in: there is no token to give. */
+  function showLogin(message, impossible) {
     stop();
     needsLogin = true;
     $("app").hidden = true;
     $("login").hidden = false;
-    $("login-error").textContent = message || "";
+    $("login-entry").hidden = Boolean(impossible);
+    $("login-error").textContent = impossible || message || "";
     // What was shown is not left behind for whoever comes next.
     $("view").replaceChildren();
     $("vitals").replaceChildren();
@@ -213,6 +215,7 @@
       await begin();
     } catch (error) {
       const why = { 0: "The gateway does not answer. Is it running?", 401: "That is not the token.",
+        403: "This gateway has no admin token. Load the page again once there is one.",
         429: "Too many wrong tokens are being sent. Wait a moment." }[error.status];
       $("login-error").textContent = why || `It did not work: ${error.message}.`;
       $("token").focus();
@@ -737,7 +740,7 @@
     const rows = table("Candidates", [
       { name: "Candidate", sort: (c) => c.name, cell: (c) => ({ t: c.name, sub: `for ${c.of}, revision ${c.revision}` }) },
       { name: "Standing", sort: (c) => c.standing, cell: (c) => ({ ...(standings[c.standing] || { t: c.standing, badge: "idle" }),
-        sub: c.back ? `${text(c.back.why || c.back.edge)}, since ${at(c.back.since)}` : enforce(c) }) },
+        sub: c.back ? `${text(c.back.why || c.back.edge)}, since ${at(c.back.since)}` : c.judged && c.judged.held ? c.judged.held : enforce(c) }) },
       { name: "Compared", c: "num", sort: (c) => c.compared, down: true, cell: (c) => ({ t: number(c.compared), sub: c.sample ? `of ${c.sample} sampled` : "" }) },
       { name: "Would deny", c: "num", sort: (c) => c.denies, down: true, cell: (c) => some(c, "denies") },
       { name: "Would allow", c: "num", sort: (c) => c.permits, down: true, cell: (c) => some(c, "permits") },
@@ -1472,11 +1475,10 @@
       $("app").hidden = false;
       return;
     }
-    $("logout").hidden = !session.login;
     if (!session.open) {
       const had = stored.get("session");
       stored.set("session", null);
-      showLogin(had ? "The session has ended. Log in again." : "");
+      showLogin(had ? "The session has ended. Log in again." : "", session.why_not);
       return;
     }
     needsLogin = false;

@@ -133,9 +133,12 @@ pub(in crate::audit) struct Note {
     /// Records that a sink will never have.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(in crate::audit) undelivered: Option<Undelivered>,
+    /// Records that a sink has, and that are here no more; others have their numbers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(in crate::audit) ahead: Option<Undelivered>,
 }
 
-/// Records that a sink will never have.
+/// Records that a sink will never have, or alone has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::audit) struct Undelivered {
     /// The sink's name.

@@ -279,7 +279,7 @@ impl Pen {
         ledger.publish();
         let fleet = Arc::clone(&ledger.fleet);
         // Known before anything may be removed for its age.
-        fleet.prepare(ships, &folder, &ledger.head.borrow());
+        fleet.prepare(ships, &folder, &ledger.head.borrow(), true);
         let ledger = Arc::new(Mutex::new(ledger));
         ledgers.push((folder, Arc::downgrade(&ledger)));
         Ok(Self {
@@ -340,14 +340,29 @@ impl Notebook {
     /// # Errors
     /// Why it could not be written.
     pub(super) fn note(&self, undelivered: Undelivered) -> io::Result<()> {
+        self.write(Note {
+            undelivered: Some(undelivered),
+            ..Note::default()
+        })
+    }
+
+    /// Writes into the ledger what only a sink has.
+    ///
+    /// # Errors
+    /// Why it could not be written.
+    pub(super) fn note_ahead(&self, ahead: Undelivered) -> io::Result<()> {
+        self.write(Note {
+            ahead: Some(ahead),
+            ..Note::default()
+        })
+    }
+
+    fn write(&self, note: Note) -> io::Result<()> {
         let Some(ledger) = self.0.upgrade() else {
             return Ok(());
         };
         let mut ledger = locked(&ledger);
-        let noted = ledger.note(Note {
-            undelivered: Some(undelivered),
-            ..Note::default()
-        });
+        let noted = ledger.note(note);
         ledger.publish();
         noted
     }

@@ -586,3 +586,41 @@ fn on_a_full_disk_the_reserve_makes_room_to_say_what_is_removed() {
     assert!(report.sound(), "{report:?}");
     assert_eq!(report.last, 90);
 }
+
+#[test]
+fn a_seal_that_cannot_be_written_does_not_keep_old_segments_from_making_room() {
+    let (folder, key) = (tempfile::tempdir().unwrap(), key());
+    let keep = |size| KeepConfig {
+        size: Some(Size::bytes(size)),
+        time: None,
+    };
+    let mut ledger = Ledger::new(
+        folder.path().to_owned(),
+        Settings {
+            segment: 500,
+            keep: keep(1 << 20),
+            ..settings(Some(&key))
+        },
+    );
+    for number in 0..8 {
+        ledger
+            .append(&batch(number * 10 + 1..=number * 10 + 10))
+            .unwrap();
+        ledger.tend().unwrap();
+    }
+    ledger.append(&batch(81..=90)).unwrap();
+    let before = scan::segments(folder.path()).unwrap().len();
+    // It was looked at a moment ago, so nothing but the failure makes it look again.
+    ledger.looked_at = Some(Instant::now());
+    ledger.settings.keep = keep(2_000);
+    let open = ledger.open.as_mut().unwrap();
+    // The same file, in which nothing can be written until it is opened anew.
+    open.file = File::open(scan::path_of(folder.path(), open.segment)).unwrap();
+    assert!(ledger.tend().is_err(), "the seal");
+    let after = scan::segments(folder.path()).unwrap().len();
+    assert!(after < before, "{after} of {before}");
+    ledger.tend().unwrap();
+    let report = check(folder.path(), &[&key]);
+    assert!(report.sound(), "{report:?}");
+    assert_eq!(report.last, 90);
+}

@@ -62,6 +62,8 @@ pub struct Report {
     pub sampled: BTreeMap<String, u64>,
     /// Records that the gateway says a sink will never have, by sink.
     pub undelivered: BTreeMap<String, u64>,
+    /// Records that a sink has, by its own account, and that a crash of the machine took from here.
+    pub ahead: BTreeMap<String, u64>,
     /// Some process writes it at the moment.
     pub open: bool,
     /// What is wrong, at most 100.
@@ -216,6 +218,7 @@ struct Absent {
     lost: u64,
     sampled: BTreeMap<String, u64>,
     undelivered: BTreeMap<String, u64>,
+    ahead: BTreeMap<String, u64>,
 }
 
 impl Absent {
@@ -224,13 +227,15 @@ impl Absent {
         for (route, count) in &note.sampled {
             add(&mut self.sampled, route, *count);
         }
-        if let Some(gone) = &note.undelivered {
-            let count = gone
-                .records
-                .1
-                .saturating_sub(gone.records.0)
-                .saturating_add(1);
-            add(&mut self.undelivered, &gone.sink, count);
+        for (counts, what) in [
+            (&mut self.undelivered, &note.undelivered),
+            (&mut self.ahead, &note.ahead),
+        ] {
+            if let Some(what) = what {
+                let (first, last) = what.records;
+                let count = last.saturating_sub(first).saturating_add(1);
+                add(counts, &what.sink, count);
+            }
         }
     }
 }
@@ -574,6 +579,7 @@ impl Verifier {
         for (counts, more) in [
             (&mut report.sampled, absent.sampled),
             (&mut report.undelivered, absent.undelivered),
+            (&mut report.ahead, absent.ahead),
         ] {
             for (name, count) in more {
                 add(counts, &name, count);
@@ -598,6 +604,12 @@ impl Verifier {
         for (sink, count) in &report.undelivered {
             report.notes.push(format!(
                 "the gateway says that {count} of these records were given up for the sink {sink}"
+            ));
+        }
+        for (sink, count) in &report.ahead {
+            report.notes.push(format!(
+                "the gateway says that the sink {sink} has {count} more records, which a crash of the machine \
+                 took from here"
             ));
         }
     }

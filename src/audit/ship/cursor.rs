@@ -1,5 +1,6 @@
 //! How far a sink got: a small file of its own for each, beside the ledger.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,9 @@ const FOLDER: &str = "ship";
 
 /// Most bytes of a cursor.
 const LARGEST: u64 = 4096;
+
+/// Most cursors of a ledger that are looked at when it is asked for all.
+const MOST: usize = 64;
 
 /// The file of a sink.
 pub(super) fn path_of(ledger: &Path, sink: &str) -> PathBuf {
@@ -34,6 +38,26 @@ pub(super) fn read(path: &Path) -> Option<Position> {
         Position::default()
     });
     Some(position)
+}
+
+/// Every sink that has a cursor, by name, with how far it got; 0 when that cannot be read.
+pub(super) fn all(ledger: &Path) -> Vec<(String, u64)> {
+    let Ok(files) = fs::read_dir(ledger.join(FOLDER)) else {
+        return Vec::new();
+    };
+    let mut all: Vec<(String, u64)> = files
+        .filter_map(|file| {
+            let path = file.ok()?.path();
+            let name = path.file_stem()?.to_str()?.to_owned();
+            let is_one = path.extension()? == "json" && !name.starts_with('.');
+            let bytes = kept::read(&path, LARGEST).ok().flatten();
+            let position = bytes.and_then(|bytes| serde_json::from_slice::<Position>(&bytes).ok());
+            is_one.then(|| (name, position.unwrap_or_default().record))
+        })
+        .take(MOST)
+        .collect();
+    all.sort();
+    all
 }
 
 /// Keeps it, so that a crash leaves this one or the one before.

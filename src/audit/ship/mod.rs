@@ -35,12 +35,23 @@ pub use self::config::{
 use self::courier::Courier;
 use self::http::Server;
 use super::event::Labels;
-use super::ledger::{Head, Notebook, Undelivered};
+use super::ledger::{Head, Notebook, Position, Undelivered};
 use crate::metrics::Metrics;
 use crate::schema::ContentDigest;
 
 /// Most sinks behind a ledger: each is a thread.
 pub(super) const MOST: usize = 8;
+
+/// Cursors of sinks that are not configured: who they are of, and how far they got. A sink that was renamed
+/// while nobody was here to see it leaves one behind; it keeps nothing from being removed.
+pub(super) fn orphans<'n>(
+    ledger: &Path,
+    names: impl Iterator<Item = &'n String> + Clone,
+) -> Vec<(String, u64)> {
+    let mut all = cursor::all(ledger);
+    all.retain(|(found, _)| names.clone().all(|name| name != found));
+    all
+}
 
 /// The sinks of a configuration, by name.
 pub(super) type Ships = BTreeMap<String, Arc<Ship>>;
@@ -64,6 +75,26 @@ pub(super) struct Ship {
 }
 
 impl Ship {
+    /// The sink has records that the ledger has no more: a crash of the machine took them before they
+    /// were on its disk.
+    fn is_ahead(&self, records: (u64, u64), notebook: &Notebook) {
+        let (first, last) = records;
+        let count = last.saturating_sub(first).saturating_add(1);
+        tracing::error!(sink = %self.name, first, last,
+            "this sink has audit records that the ledger has no more, as after a crash of the machine: \
+             their numbers are given to the next ones, which are shipped");
+        self.metrics.ship_ahead(&self.name, count);
+        let noted = notebook.note_ahead(Undelivered {
+            sink: self.name.to_string(),
+            records,
+            why: "the machine crashed before they were on the disk".to_owned(),
+        });
+        if let Err(error) = noted {
+            tracing::error!(sink = %self.name, %error,
+                "the audit ledger could not be told of records that only a sink has");
+        }
+    }
+
     pub(super) fn mark(&self) -> ContentDigest {
         self.mark
     }
@@ -162,6 +193,8 @@ struct Running {
     log: Arc<Log>,
     /// `None` before the configuration came in force.
     courier: Option<Sent>,
+    /// Records that it has, and a crash of the machine took from the ledger: to be told of.
+    surplus: Option<(u64, u64)>,
 }
 
 #[derive(Debug)]
@@ -184,22 +217,38 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Fleet {
-    /// These sinks will be shipped to: what they have not got yet is kept.
-    pub(super) fn prepare(&self, ships: &Ships, ledger: &Path, head: &Head) {
+    /// These sinks will be shipped to: what they have not got yet is kept. `opening` when nothing was
+    /// written yet, by this process.
+    pub(super) fn prepare(&self, ships: &Ships, ledger: &Path, head: &Head, opening: bool) {
         let mut running = locked(&self.running);
         for (name, ship) in ships {
+            if running.contains_key(name) {
+                continue;
+            }
             let log = Arc::<Log>::default();
             // The numbers of another ledger would let records of this one be removed unshipped.
-            let position = cursor::read(&cursor::path_of(ledger, name))
+            let path = cursor::path_of(ledger, name);
+            let mut position = cursor::read(&path)
                 .filter(|position| position.ledger == head.id)
                 .unwrap_or_default();
+            let mut surplus = None;
+            if opening && position.record > head.records {
+                surplus = Some((head.records + 1, position.record));
+                position = Position::of(head);
+                // Before the first new record, which gets a number that was shipped already and would
+                // be taken for it.
+                if let Err(error) = cursor::write(&path, &position) {
+                    tracing::error!(sink = %name, %error, "the cursor of a sink could not be set back");
+                }
+            }
             log.shipped.store(position.record, Ordering::Relaxed);
             let new = Running {
                 ship: Arc::clone(ship),
                 log,
                 courier: None,
+                surplus,
             };
-            running.entry(name.clone()).or_insert(new);
+            running.insert(name.clone(), new);
         }
     }
 
@@ -214,8 +263,8 @@ impl Fleet {
         labels: &Labels,
     ) {
         let now = head.borrow().clone();
-        self.prepare(ships, ledger, &now);
-        let mut removed = Vec::new();
+        self.prepare(ships, ledger, &now, false);
+        let (mut removed, mut ahead) = (Vec::new(), Vec::new());
         let mut running = locked(&self.running);
         let mut leaving = locked(&self.leaving);
         running.retain(|name, found| {
@@ -233,6 +282,7 @@ impl Fleet {
             let Some(found) = running.get_mut(name) else {
                 continue;
             };
+            ahead.extend(found.surplus.take().map(|records| (ship, records)));
             if found.courier.is_some() && found.ship.mark == ship.mark {
                 continue;
             }
@@ -272,6 +322,9 @@ impl Fleet {
         drop((running, leaving));
         for (name, shipped) in removed {
             farewell(&name, shipped, now.records, notebook);
+        }
+        for (ship, records) in ahead {
+            ship.is_ahead(records, notebook);
         }
     }
 

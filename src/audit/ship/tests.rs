@@ -268,6 +268,8 @@ fn age_removes_nothing_that_was_not_shipped_and_the_bound_of_the_disk_says_what_
     };
     let mut pen = Pen::new(&config, &ships).unwrap();
     pen.adopt(&ships, &labels());
+    // It has begun to read: what goes before that is none of its own.
+    eventually("a failure", || pen.fleet().status()["copy"].error.is_some());
     pen.write(batch(201..=240).as_bytes()).unwrap();
     pen.write(batch(241..=250).as_bytes()).unwrap();
     pen.refresh().unwrap();
@@ -591,4 +593,101 @@ fn what_a_sink_has_not_got_when_it_is_removed_is_in_the_ledger() {
     let report = verify(&config.folder, &[], |_, _| {}).unwrap();
     assert!(report.sound(), "{report:?}");
     assert_eq!(report.undelivered["copy"], 30, "{report:?}");
+}
+
+#[test]
+fn a_sink_that_is_ahead_after_a_crash_of_the_machine_gets_what_comes_and_it_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut config, copy) = (config(folder.path()), folder.path().join("copy.jsonl"));
+    config.segment = Size::bytes(1 << 20);
+    let metrics = Arc::<Metrics>::default();
+    let ships = || {
+        ship(Destination::File(copy.clone()), |ship| {
+            ship.metrics = Arc::clone(&metrics);
+        })
+    };
+    let (before, segment) = {
+        let (mut pen, ships) = (Pen::new(&config, &ships()).unwrap(), ships());
+        pen.adopt(&ships, &labels());
+        pen.write(batch(1..=10).as_bytes()).unwrap();
+        let before = pen.head().bytes;
+        pen.write(batch(11..=20).as_bytes()).unwrap();
+        assert!(pen.fleet().finish(PATIENCE).is_empty());
+        (before, pen.head().segment)
+    };
+    assert_eq!(copied(&copy), batch(1..=20));
+    // What was not forced to the disk is gone.
+    let path = config.folder.join(format!("segment-{segment:016}.jsonl"));
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(before).unwrap();
+    drop(file);
+    let ships = ships();
+    let mut pen = Pen::new(&config, &ships).unwrap();
+    assert_eq!(pen.head().records, 10);
+    // More than the sink was ahead, before anybody ships: these have numbers that it took already.
+    pen.write(batch(21..=35).as_bytes()).unwrap();
+    pen.adopt(&ships, &labels());
+    let all = batch(1..=35);
+    eventually("what came since", || copied(&copy) == all);
+    let text = metrics.encode();
+    let counted = "portcullis_audit_ship_ahead_total{sink=\"copy\"} 10\n";
+    assert!(text.contains(counted), "{text}");
+    pen.rest();
+    let report = verify(&config.folder, &[], |_, _| {}).unwrap();
+    assert!(report.sound(), "{report:?}");
+    assert_eq!(report.ahead["copy"], 10, "{report:?}");
+    let said = "the sink copy has 10 more records, which a crash of the machine took";
+    let notes = &report.notes;
+    assert!(notes.iter().any(|note| note.contains(said)), "{notes:?}");
+    // It is said once.
+    drop(pen);
+    let mut pen = Pen::new(&config, &ships).unwrap();
+    pen.adopt(&ships, &labels());
+    pen.write(batch(36..=36).as_bytes()).unwrap();
+    let all = batch(1..=36);
+    eventually("the next one", || copied(&copy) == all);
+    assert!(metrics.encode().contains(counted));
+}
+
+#[test]
+fn a_cursor_of_a_sink_that_is_configured_no_more_is_named_and_holds_nothing_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(folder.path());
+    config.keep.time = Some(Span::millis(0));
+    let ships = ship(Destination::File(folder.path().join("copy")), |_| {});
+    let mut pen = Pen::new(&config, &ships).unwrap();
+    pen.adopt(&ships, &labels());
+    pen.write(batch(1..=10).as_bytes()).unwrap();
+    eventually("the first ones", || {
+        copied(&folder.path().join("copy")) == batch(1..=10)
+    });
+    drop(pen);
+    // The sink has another name now, and nobody saw it change.
+    let names = ["renamed".to_owned()];
+    let found = orphans(&config.folder, names.iter());
+    assert_eq!(found, [("copy".to_owned(), 10)]);
+    let known = ["copy".to_owned()];
+    assert_eq!(orphans(&config.folder, known.iter()), []);
+    fs::write(config.folder.join("ship/notes.txt"), "mine").unwrap();
+    assert_eq!(orphans(&config.folder, [].iter()).len(), 1);
+    let ship = Ship {
+        name: "renamed".into(),
+        ..Arc::into_inner(ships.into_values().next().unwrap()).unwrap()
+    };
+    let ships = Ships::from([("renamed".to_owned(), Arc::new(ship))]);
+    let mut pen = Pen::new(&config, &ships).unwrap();
+    pen.adopt(&ships, &labels());
+    for number in 1..20 {
+        let lines = batch(number * 10 + 1..=number * 10 + 10);
+        pen.write(lines.as_bytes()).unwrap();
+    }
+    let all = batch(1..=10) + &batch(1..=200);
+    eventually("everything once more", || {
+        copied(&folder.path().join("copy")) == all
+    });
+    eventually("what is shipped to go for its age", || {
+        pen.clone().refresh().unwrap();
+        let report = verify(&config.folder, &[], |_, _| {}).unwrap();
+        report.first > 100
+    });
 }

@@ -12,6 +12,12 @@ use super::eventually;
 use super::issuer::{AUDIENCE, Issuer, Key};
 use super::upstream::Upstream;
 
+/// What the admin listener of a test wants.
+pub const ADMIN_TOKEN: &str = "the-admin-token-of-the-tests-0123456789";
+
+/// [`ADMIN_TOKEN`] as a header's value.
+pub const ADMIN: &str = "Bearer the-admin-token-of-the-tests-0123456789";
+
 /// Allows what a token's scope allows; the smallest policy that reads the caller.
 pub const POLICY: &str = r#"package gate
 
@@ -31,6 +37,7 @@ impl Builder {
     pub fn open(upstream: &Upstream) -> Self {
         let folder = TempDir::new().unwrap();
         std::fs::write(folder.path().join("gate.rego"), POLICY).unwrap();
+        std::fs::write(folder.path().join("admin-token"), ADMIN_TOKEN).unwrap();
         let document = json!({
             "workers": 1,
             "drain_timeout": "5s",
@@ -44,7 +51,7 @@ impl Builder {
                 "upstream": "main",
             }],
             "audit": {"sink": {"file": folder.path().join("audit.jsonl")}},
-            "admin": {"address": "127.0.0.1:0"},
+            "admin": {"address": "127.0.0.1:0", "token": "file:admin-token"},
         });
         Self { document, folder }
     }
@@ -160,7 +167,7 @@ impl Gateway {
         let host = address.to_string();
         let headers = [
             ("host", host.as_str()),
-            ("x-portcullis-admin", "1"),
+            ("authorization", ADMIN),
             ("connection", "close"),
         ];
         Connection::plain(address)
@@ -180,7 +187,7 @@ impl Gateway {
         let address = self.process.admin_address().expect("no admin listener");
         let body = document.to_string();
         let head = format!(
-            "POST {path} HTTP/1.1\r\nhost: {address}\r\nx-portcullis-admin: 1\r\nconnection: close\r\n\
+            "POST {path} HTTP/1.1\r\nhost: {address}\r\nauthorization: {ADMIN}\r\nconnection: close\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );

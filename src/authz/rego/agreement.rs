@@ -862,6 +862,103 @@ fn a_body_that_is_not_begun_fails_as_it_does_on_the_engines_machine() {
     assert!(ran > count * 30 && allowed > count && spent > count);
 }
 
+/// Rules whose comprehensions hold conditions that stand outside every loop of theirs.
+fn comprehensions(rng: &mut StdRng) -> String {
+    const STATEMENTS: &[&str] = &[
+        "count([1 | input.n == 1]) == 0",
+        "count([1 | input.n == 1]) == 1",
+        "count({1 | input.n == 1; input.t == \"x\"}) == 1",
+        "count({v: 1 | input.t == \"x\"; some v in input.list}) == 0",
+        "some s in input.list; count([1 | s == 2]) == 0",
+        "some s in input.list; count([1 | s == 2; input.n == 1]) == 1",
+        "every x in input.list { count([1 | x == 1]) == 0 }",
+        "every x in input.list { count([1 | x == 1]) == 1; x < 3 }",
+        "count({x | some x in input.list; count([1 | x == 2]) == 1}) == 1",
+        "count([x | some x in input.list; count([y | some y in input.list; count([1 | y == x]) == 1]) > 0; x > 1]) == 1",
+        "count([1 | every y in input.list { y > 1 }; input.n == 1]) == 1",
+        "count([1 | every y in input.list { count([1 | y == 2]) == 0 }]) == 1",
+        "count([1 | count([1 | input.n == 1]) == 0; input.t == \"x\"]) == 1",
+        "input.t == \"x\"",
+        "not input.t == \"x\"",
+        "input.n == 7",
+        "not r",
+        "1 in s",
+    ];
+    let body = |rng: &mut StdRng| {
+        let count = rng.random_range(1..4);
+        let picked = (0..count).map(|_| *STATEMENTS.choose(rng).unwrap());
+        picked.collect::<Vec<_>>().join("; ")
+    };
+    let mut text = String::new();
+    for _ in 0..rng.random_range(1..4) {
+        text.push_str(&match rng.random_range(0..4) {
+            0 => format!("bad if {{ {} }}\nallow if not bad\n", body(rng)),
+            1 => format!("allow if f(input.n)\nf(x) if {{ x > 0; {} }}\n", body(rng)),
+            _ => format!("allow if {{ {} }}\n", body(rng)),
+        });
+    }
+    text.push_str("r if { some x in input.list; count([1 | x == 1]) == 0 }\n");
+    text.push_str("s contains 1 if { count([1 | input.n == 1]) == 0; input.t == \"x\" }\n");
+    text.push_str("s contains 2 if input.n == 7\n");
+    text
+}
+
+/// The engine's machine lets the turn of the loop around it fail, or a condition behind it.
+#[test]
+fn what_fails_inside_a_comprehension_ends_it_and_nothing_else() {
+    let (mut ran, mut allowed, mut differing) = (0u32, 0u32, 0u32);
+    for seed in 0..600 {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let text = comprehensions(&mut rng);
+        let sources = module(&text);
+        let nothing = Value::new_object();
+        if outside(&sources).is_some() {
+            continue;
+        }
+        let compiled = program(&sources, &nothing, "data.p.allow", true).unwrap();
+        let interpreted = program(&sources, &nothing, "data.p.allow", false).unwrap();
+        assert!(Machine::new(&compiled).unwrap().is_lean());
+        for _ in 0..8 {
+            let mut pick = |values: &[&str]| (*values.choose(&mut rng).unwrap()).to_owned();
+            let input = json(&format!(
+                r#"{{"t": {}, "n": {}, "list": {}}}"#,
+                pick(&["\"x\"", "\"y\""]),
+                pick(&["1", "7", "2"]),
+                pick(&["[1, 2]", "[2, 1]", "[]", "[2]", "[3]", "[1, 2, 3]"]),
+            ));
+            let ours = run(&compiled, &input);
+            let wanted = run(&interpreted, &input);
+            assert!(
+                same(&ours, &wanted),
+                "{seed}: {ours:?}, {wanted:?}\n{input}\n{text}"
+            );
+            assert!(
+                !matches!(ours, Outcome::Budget(_)),
+                "{seed} {input}\n{text}"
+            );
+            let engines = run_within(&compiled, &input, 10_000, true);
+            differing += u32::from(!same(&engines, &wanted));
+            ran += 1;
+            allowed += u32::from(ours == Outcome::Answer(Value::from(true)));
+        }
+    }
+    println!("{ran} runs, {allowed} allowed; the engine's machine differs in {differing}");
+    assert!(ran > 1500 && allowed > 400 && differing > 100);
+}
+
+#[test]
+fn of_equal_members_of_a_set_the_first_stays() {
+    let text = r#"allow if { some x in {input.a, input.b}; sprintf("%v", [x]) == "0" }"#;
+    let nothing = Value::new_object();
+    let compiled = program(&module(text), &nothing, "data.p.allow", true).unwrap();
+    let interpreted = program(&module(text), &nothing, "data.p.allow", false).unwrap();
+    for input in [r#"{"a": -0.0, "b": 0}"#, r#"{"a": 0, "b": -0.0}"#] {
+        let input = json(input);
+        let (ours, wanted) = (run(&compiled, &input), run(&interpreted, &input));
+        assert_eq!(ours, wanted, "{input}");
+    }
+}
+
 #[test]
 fn both_machines_end_what_takes_more_memory_than_it_may() {
     let sources =

@@ -314,7 +314,7 @@ impl Program {
             kind: Kind::Rvm(bytecode),
             setup: Setup::new(engine, entrypoint, limits),
         };
-        // Rules and data at the same path show only here.
+        // Rules and data at the same path show only here, and what our machine does not know.
         Machine::new(&program).map(|_| program)
     }
 
@@ -384,6 +384,7 @@ impl Setup {
         }
     }
 
+    #[cfg(test)]
     fn vm(&self, bytecode: &Arc<Bytecode>) -> Result<Box<RegoVM>, String> {
         self.vm_within(bytecode, self.limits.instructions)
     }
@@ -410,10 +411,10 @@ impl Setup {
             instructions: most,
             ..self.limits
         };
-        Ok(match Lean::new(bytecode, self.data.clone(), limits) {
-            Some(lean) => Running::Lean(Box::new(lean), None),
-            None => Running::Rvm(self.vm_within(bytecode, most)?, Arc::clone(bytecode), None),
-        })
+        // The engine's machine is no way out: it charges what fails inside a comprehension to others.
+        Lean::new(bytecode, self.data.clone(), limits)
+            .map(|lean| Running::Lean(Box::new(lean), None))
+            .ok_or_else(|| "an instruction that is not known".to_owned())
     }
 
     fn interpreter(&self) -> Box<Engine> {
@@ -442,7 +443,8 @@ pub(in crate::authz) struct Machine {
 enum Running {
     /// Our own bytecode machine, with the interpreter once it was needed.
     Lean(Box<Lean>, Option<Box<Engine>>),
-    /// The engine's, for programs that ours does not know.
+    /// The engine's, which ours is held against.
+    #[cfg(test)]
     Rvm(Box<RegoVM>, Arc<Bytecode>, Option<Box<Engine>>),
     Interpreter(Box<Engine>),
 }
@@ -518,6 +520,7 @@ impl Machine {
                 // Both together have the time of one.
                 asked(engine, input, &self.setup, begun)
             }
+            #[cfg(test)]
             Running::Rvm(vm, bytecode, interpreter) => {
                 let begun = Instant::now();
                 vm.set_input(input.clone());

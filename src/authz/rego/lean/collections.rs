@@ -5,6 +5,8 @@
     reason = "what is not named is not known"
 )]
 
+use std::collections::BTreeSet;
+
 use regorus::Value;
 use regorus::rvm::instructions::{Instruction, ObjectCreateParams};
 use regorus::rvm::program::Program;
@@ -85,11 +87,12 @@ impl Lean {
                     .ok_or(Stop::Odd(NO_PARAMS))?;
                 let members = self.defined(params.element_registers(), frame)?;
                 let value = members.map_or(Value::Undefined, |members| {
-                    Value::from(
-                        members
-                            .into_iter()
-                            .collect::<std::collections::BTreeSet<_>>(),
-                    )
+                    let mut set = BTreeSet::new();
+                    for member in members {
+                        // One by one: of equal ones (0 and -0.0) the first stays.
+                        set.insert(member);
+                    }
+                    Value::from(set)
                 });
                 self.set(frame, params.dest, value)
             }

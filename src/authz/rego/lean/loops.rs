@@ -46,6 +46,8 @@ pub(super) struct Comprehension {
     result: u8,
     key: u8,
     end: usize,
+    /// How many loops ran when it began: those behind run inside it.
+    loops: usize,
 }
 
 const NO_LOOP: &str = "a loop that was not begun";
@@ -53,7 +55,19 @@ const NO_COMPREHENSION: &str = "a comprehension that was not begun";
 
 impl Lean {
     /// A condition of this body does not hold. Where it goes on, unless that is its end.
+    ///
+    /// It is charged to what was begun last, a loop or a comprehension, which is then over. The engine's
+    /// machine looks for a loop first, whichever was begun last, and leaves the comprehension begun: with
+    /// `some s in xs; count([1 | s == "ok"]) == 0` it gives up the turn, where the count is 0.
     pub(super) fn failed(&mut self, frame: Frame<'_>) -> Result<usize, Stop> {
+        if self.comprehensions.len() > frame.comprehensions
+            && let Some(inner) = self.comprehensions.last()
+            && inner.loops >= self.loops.len()
+        {
+            let end = inner.end;
+            self.comprehensions.pop();
+            return Ok(end);
+        }
         if self.loops.len() > frame.loops {
             let Some(inner) = self.loops.last_mut() else {
                 return Err(Stop::Odd(NO_LOOP));
@@ -67,11 +81,6 @@ impl Lean {
             self.loops.pop();
             self.set(frame, result, Value::Bool(false))?;
             return Ok(end);
-        }
-        if self.comprehensions.len() > frame.comprehensions
-            && let Some(inner) = self.comprehensions.last()
-        {
-            return Ok(inner.end);
         }
         Err(Stop::Failed)
     }
@@ -229,6 +238,7 @@ impl Lean {
             result: params.result_reg,
             key: params.key_reg,
             end: usize::from(params.comprehension_end),
+            loops: self.loops.len(),
         });
         Ok(())
     }

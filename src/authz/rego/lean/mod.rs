@@ -6,10 +6,14 @@
 //! to the same answer, and counts them alike: the same number of instructions, and a look at the clock
 //! every [`CLOCK_INTERVAL`]. Memory is looked at behind what can take some, which is where it grows.
 //!
+//! But for one thing, in which the engine's machine is wrong: a condition that fails inside a comprehension
+//! ends the comprehension (`loops`), not the turn of a loop around it.
+//!
 //! It knows what the compiler makes of the forms in `subset`, as `guarded` rewrites them. A program with
-//! any other instruction is not taken ([`Lean::new`]); where a program does what no compiled program
-//! does (a register that is not there, a loop that was not begun) it gives up, and whoever asked it asks
-//! the interpreter. A test runs it beside the engine's on generated policies: `agreement`.
+//! any other instruction is not taken ([`Lean::new`]), and the interpreter runs the policy; where a program
+//! does what no compiled program does (a register that is not there, a loop that was not begun) it gives
+//! up, and whoever asked it asks the interpreter. Tests run it beside the engine's, and beside the
+//! interpreter, on generated policies: `agreement`.
 
 mod collections;
 mod leads;

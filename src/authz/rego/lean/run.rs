@@ -145,10 +145,12 @@ impl Lean {
                 }
                 Instruction::LoopStart { params_index } => {
                     next = self.loop_start(program, params_index, frame)?;
+                    self.memory(at)?;
                 }
                 Instruction::LoopNext { .. } => next = self.loop_next(frame)?,
                 Instruction::ComprehensionBegin { params_index } => {
                     self.comprehension(program, params_index, frame)?;
+                    self.memory(at)?;
                 }
                 Instruction::ComprehensionYield { value_reg, key_reg } => {
                     self.yielded(frame, value_reg, key_reg)?;
@@ -233,7 +235,14 @@ impl Lean {
         self.args = args;
         match result {
             Ok(value) => self.set(frame, params.dest, value)?,
-            Err(error) => return Err(of_builtin(error.into())),
+            Err(error) => {
+                let error = error.into();
+                if matches!(error, VmError::MemoryLimitExceeded { .. }) {
+                    // The decision's own budget counts first.
+                    self.memory(at)?;
+                }
+                return Err(of_builtin(error));
+            }
         }
         self.memory(at)
     }

@@ -242,7 +242,7 @@ pub(super) async fn explained(
 }
 
 /// Works on a thread of its own, which keeps the seat to its end: whoever asked may be gone before.
-fn beside<T: Send + 'static>(
+pub(super) fn beside<T: Send + 'static>(
     seat: OwnedSemaphorePermit,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {

@@ -371,7 +371,7 @@ where
         }
     }
     if candidates::is_here(path) {
-        return candidates::find(state, &head.method, path);
+        return candidates::find(state, &head.method, path).await;
     }
     if decisions::is_here(path) {
         return decisions::find(state, &head.method, &head.uri).await;

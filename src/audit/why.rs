@@ -144,13 +144,7 @@ impl<'l> Question<'l> {
     /// # Errors
     /// [`Untold`].
     pub fn explain(&self, explainer: &mut Explainer, time: Duration) -> Result<Why, Untold> {
-        // With another value in its place another condition fails.
-        if let Some(read) = explainer.reads_any(self.hidden.iter().map(String::as_str)) {
-            return Err(Untold::Masked(read.to_owned()));
-        }
-        let mut why = explainer
-            .why(&self.asked(time)?)
-            .map_err(|error| Untold::Unanswered(error.to_string()))?;
+        let mut why = self.ask(explainer, time)?;
         self.check(&why)?;
         if self.hides_answer() {
             why.hide_answer(self.entry.answer.map(str::to_owned));
@@ -159,6 +153,21 @@ impl<'l> Question<'l> {
             why.answer = why.answer.as_deref().map(answer_as_told);
         }
         Ok(why)
+    }
+
+    /// Why whatever is explained here would answer as it does, be it the policy that decided or another:
+    /// the record's answer is not looked at.
+    ///
+    /// # Errors
+    /// [`Untold`].
+    pub fn ask(&self, explainer: &mut Explainer, time: Duration) -> Result<Why, Untold> {
+        // With another value in its place another condition fails.
+        if let Some(read) = explainer.reads_any(self.hidden.iter().map(String::as_str)) {
+            return Err(Untold::Masked(read.to_owned()));
+        }
+        explainer
+            .why(&self.asked(time)?)
+            .map_err(|error| Untold::Unanswered(error.to_string()))
     }
 
     /// What the record does not have of the answer: pointers below it.

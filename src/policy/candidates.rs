@@ -355,6 +355,17 @@ fn tables(page: &mut Page, one: &Value) {
         ]);
     }
     table(page, &rows);
+    let mut rows = vec![head(&["FLIP", "SAMPLES", "RULE OF THE CANDIDATE", "AT"])];
+    for rule in items(one, "rules").take(ROWS) {
+        let named = |name: &str| rule.get(name).and_then(Value::as_str).unwrap_or("-");
+        rows.push(vec![
+            (Tone::Plain, arrow(text(rule, "flip")).to_owned()),
+            (Tone::Plain, grouped(number(rule, "samples"))),
+            (Tone::Plain, named("rule").to_owned()),
+            (Tone::Plain, named("at").to_owned()),
+        ]);
+    }
+    table(page, &rows);
     let mut rows = vec![head(&["CALLER", "FLIPS"])];
     for caller in items(one, "callers").take(ROWS) {
         let doubt = match number(caller, "in_doubt") {

@@ -126,6 +126,22 @@ fn a_candidate_is_compared_behind_the_answer_and_changes_none() {
             {"flip": "denies", "from": "(allowed)", "to": "gate.next", "count": 4}
         ])
     );
+    // By which rule of the candidate, and at which of its conditions.
+    let rules = eventually("the rules of the samples", || {
+        let rules = told(&world.gateway, "next")["rules"].clone();
+        (rules[0]["rule"] != Value::Null).then_some(rules)
+    });
+    let line = 1 + NEXT
+        .lines()
+        .position(|line| line.trim() == "not banned")
+        .unwrap();
+    assert_eq!(rules.as_array().unwrap().len(), 1, "{rules}");
+    let at = rules[0]["at"].as_str().unwrap();
+    assert!(at.ends_with(&format!("/next.rego:{line}:2")), "{at}");
+    assert_eq!(
+        (&rules[0]["flip"], &rules[0]["rule"], &rules[0]["samples"]),
+        (&json!("denies"), &json!("data.gate.allow"), &json!(4))
+    );
     let caller = &report["callers"][0];
     assert_eq!(caller["flips"], 4);
     assert!(

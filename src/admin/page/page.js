@@ -767,6 +767,11 @@
         { name: "The candidate says", cell: (r) => text(r.to) || "–" },
         { name: "Count", c: "num", sort: (r) => r.count, down: true, cell: (r) => number(r.count) },
       ]);
+      const rules = table(`Examples of flips of ${name} by rule`, [
+        { name: "Flip", cell: (r) => ({ t: flipNames[r.flip] || r.flip, badge: flipBadges[r.flip] || "idle" }) },
+        { name: "Rule of the candidate", c: "mono", cell: (r) => ({ t: text(r.rule) || "not to be told", sub: text(r.at) }) },
+        { name: "Examples", c: "num", sort: (r) => r.samples, down: true, cell: (r) => number(r.samples) },
+      ]);
       const callers = table(`Flips of ${name} by caller`, [
         { name: "Caller", sort: (c) => c.caller, cell: (c) => c.caller },
         { name: "Flips", c: "num", sort: (c) => c.flips, down: true, cell: (c) => ({ t: number(c.flips), sub: c.in_doubt ? `at most ${number(c.in_doubt)} too many` : "" }) },
@@ -781,7 +786,7 @@
         { name: "The candidate says", cell: (s) => ({ t: text(s.to), sub: (s.terms || []).join(", ") }) },
       ]);
       const none = el("p", { class: "faint" }, "Nothing would flip so far.");
-      const parts = [el("h3", {}, "By route"), routes.whole, el("h3", {}, "By reason"), reasons.whole, el("h3", {}, "By caller"), callers.whole, el("h3", {}, "Examples"), samples.whole];
+      const parts = [el("h3", {}, "By route"), routes.whole, el("h3", {}, "By reason"), reasons.whole, el("h3", {}, "By rule, of the examples"), rules.whole, el("h3", {}, "By caller"), callers.whole, el("h3", {}, "Examples"), samples.whole];
       const box = el("details", { class: "box", ontoggle: () => { if (box.open) look(name); } }, el("summary", {}, `Flips of ${name}`), el("div", { class: "stack" }, none, parts));
       return {
         box,
@@ -791,6 +796,7 @@
           for (const part of parts) part.hidden = !any;
           routes.show(facts.routes.map((one) => ({ key: one.route, value: one })));
           reasons.show(facts.reasons.map((one) => ({ key: `${one.flip} ${one.from} ${one.to}`, value: one })));
+          rules.show((facts.rules || []).map((one) => ({ key: `${one.flip} ${one.rule} ${one.at}`, value: one })));
           callers.show(facts.callers.map((one) => ({ key: one.caller, value: one })));
           samples.show(facts.samples.map((one) => ({ key: one.decision_id, value: one })));
         },

@@ -60,7 +60,7 @@ macro_rules! guarded {
 }
 
 guarded![
-    // What a loop goes through: see `rewrite::EACH`.
+    // What rewriting asks: see `rewrite::OURS`.
     "__builtin_sets.union",
     "abs",
     "array.concat",
@@ -207,7 +207,7 @@ macro_rules! ordered {
         operation!(
             one,
             other,
-            Ok(Value::from(ordering(one, other, &mut 0)?.$is()))
+            Ok(Value::from(ordering(one, other, Value::cmp, &mut 0)?.$is()))
         )
     };
 }
@@ -222,8 +222,24 @@ fn spent() -> anyhow::Error {
     LimitError::TimeLimitExceeded { elapsed, limit }.into()
 }
 
-/// Compares as the engine does, and gives up where that would take long.
-fn ordering(one: &Value, other: &Value, seen: &mut usize) -> Result<Ordering> {
+/// Compares as OPA does, where a set comes after an object; `None` where that would take long.
+pub(in crate::authz) fn in_opas_order(one: &Value, other: &Value) -> Option<Ordering> {
+    let kinds = |one: &Value, other: &Value| match (one, other) {
+        (Value::Set(_), Value::Object(_)) => Ordering::Greater,
+        (Value::Object(_), Value::Set(_)) => Ordering::Less,
+        _ => one.cmp(other),
+    };
+    ordering(one, other, kinds, &mut 0).ok()
+}
+
+/// Compares as the engine does, values of different kinds as told, and gives up where that would take
+/// long.
+fn ordering(
+    one: &Value,
+    other: &Value,
+    kinds: fn(&Value, &Value) -> Ordering,
+    seen: &mut usize,
+) -> Result<Ordering> {
     *seen += 1;
     if *seen > MAX_COMPARED {
         return Err(spent());
@@ -234,7 +250,7 @@ fn ordering(one: &Value, other: &Value, seen: &mut usize) -> Result<Ordering> {
                 return Ok(Ordering::Equal);
             }
             for (one, other) in one.iter().zip(other.iter()) {
-                match ordering(one, other, seen)? {
+                match ordering(one, other, kinds, seen)? {
                     Ordering::Equal => {}
                     different => return Ok(different),
                 }
@@ -246,7 +262,7 @@ fn ordering(one: &Value, other: &Value, seen: &mut usize) -> Result<Ordering> {
                 return Ok(Ordering::Equal);
             }
             for (one, other) in one.iter().zip(other.iter()) {
-                match ordering(one, other, seen)? {
+                match ordering(one, other, kinds, seen)? {
                     Ordering::Equal => {}
                     different => return Ok(different),
                 }
@@ -260,11 +276,11 @@ fn ordering(one: &Value, other: &Value, seen: &mut usize) -> Result<Ordering> {
             for ((key, value), (other_key, other_value)) in
                 one.iter_sorted().zip(other.iter_sorted())
             {
-                match ordering(key, other_key, seen)? {
+                match ordering(key, other_key, kinds, seen)? {
                     Ordering::Equal => {}
                     different => return Ok(different),
                 }
-                match ordering(value, other_value, seen)? {
+                match ordering(value, other_value, kinds, seen)? {
                     Ordering::Equal => {}
                     different => return Ok(different),
                 }
@@ -275,7 +291,7 @@ fn ordering(one: &Value, other: &Value, seen: &mut usize) -> Result<Ordering> {
             *seen += one.len().min(other.len()) / 64;
             Ok(one.cmp(other))
         }
-        (one, other) => Ok(one.cmp(other)),
+        (one, other) => Ok(kinds(one, other)),
     }
 }
 

@@ -37,8 +37,9 @@ use crate::authz::rego::lean::{Ended, Lean};
 use crate::authz::rego::memory::Watch;
 use crate::authz::rego::profile::{Ledger, Marked, Marks};
 use crate::authz::source::guard;
+use crate::authz::source::kinds::{self, Names};
 use crate::authz::source::remark::Remark;
-use crate::authz::source::rewrite::{self, Map, Names, Style};
+use crate::authz::source::rewrite::{self, Map, Style};
 
 /// How many instructions pass between two looks at the clock.
 const CLOCK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
@@ -177,7 +178,7 @@ pub(in crate::authz) fn read(
         return Err(remarks);
     }
     for module in first.get_modules().iter() {
-        rewrite::declare(module, &mut names);
+        kinds::declare(module, &mut names);
     }
     let style = Style {
         prints: reading.prints,

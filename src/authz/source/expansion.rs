@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use regorus::unstable::{Expr, Literal, Module, Query, Ref, Rule, RuleHead};
 
 use crate::authz::source::remark::Remark;
+use crate::authz::source::rewrite::OURS;
 use crate::authz::source::syntax::{chain, head, head_assign, place};
 
 /// How many times larger than its parts a value may be.
@@ -333,6 +334,12 @@ impl Walk<'_> {
                 key, value, query, ..
             } => self.collected(&[key, value], Some(query), scope),
             Expr::Call { fcn, params, .. } => {
+                // What a loop goes through, beside what it waits for.
+                let ours = chain(fcn)
+                    .prefix()
+                    .is_some_and(|name| name.join(".") == OURS);
+                let params = params.get(..if ours { 1 } else { params.len() });
+                let params = params.unwrap_or_default();
                 let sizes: Vec<Size> = params.iter().map(|p| self.size(p, scope)).collect();
                 let all = sizes.into_iter().reduce(Size::beside).unwrap_or(PLAIN);
                 match self.path(fcn, scope) {

@@ -9,6 +9,9 @@
 //! - what OPA evaluates in front of a `not` is given a name in front of it;
 //! - `in` as a value becomes a call, which is undefined where a part of it is;
 //! - what a loop goes through is made a collection where it is none;
+//! - the engine is told that the names of an `every` have values, and which it waits for;
+//! - a `not` is made to wait for the variables that it names;
+//! - sets and objects are ordered by a call: the engine has them the other way round;
 //! - template strings, which the engine does not know, become calls;
 //! - `f(x, y)` where `f` takes one argument becomes `y = f(x)` for functions that the engine lacks;
 //! - `print(…)` is left out where nobody reads it.
@@ -20,7 +23,7 @@
     reason = "the syntax tree is searched for a few forms; all others are treated alike"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::ops::Range;
 
@@ -31,12 +34,15 @@ use regorus::unstable::{
 
 use crate::authz::published::InputDocument;
 use crate::authz::rego::host;
+use crate::authz::source::kinds::{self, Names};
 use crate::authz::source::syntax::{chain, place};
+use crate::authz::source::variables;
 
 /// What a reference is compared with to fail where it is undefined; nothing in JSON is a set.
 const NOTHING: &str = "{{\"portcullis: nothing\"}}";
-/// A builtin of the engine that no policy of OPA knows: both of its halves can call it.
-pub(in crate::authz) const EACH: &str = "__builtin_sets.union";
+/// A builtin of the engine that no policy of OPA knows: both of its halves can call it. What a call
+/// means is told by its last argument: see `host::general::ours`.
+pub(in crate::authz) const OURS: &str = "__builtin_sets.union";
 /// Deepest nesting of template strings.
 pub(in crate::authz) const MAX_TEMPLATES: usize = 8;
 
@@ -348,23 +354,6 @@ fn after_template(bytes: &[u8], begin: usize) -> Option<usize> {
     }
 }
 
-/// The names that rules of each package begin with.
-pub(in crate::authz) type Names = BTreeMap<Vec<String>, BTreeSet<String>>;
-
-/// Adds those of a module.
-pub(in crate::authz) fn declare(module: &Module, names: &mut Names) {
-    let package = chain(&module.package.refr).prefix().unwrap_or_default();
-    let ours = names.entry(package).or_default();
-    for rule in &module.policy {
-        let head = super::syntax::head(rule);
-        ours.extend(
-            chain(head)
-                .prefix()
-                .and_then(|path| path.into_iter().next()),
-        );
-    }
-}
-
 /// What rewriting depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::authz) struct Style {
@@ -389,7 +378,8 @@ pub(in crate::authz) fn module(
     map: &Map,
 ) -> (Option<(Map, String)>, Vec<Refused>) {
     let package = chain(&module.package.refr).prefix().unwrap_or_default();
-    let mut rules = names.get(&package).cloned().unwrap_or_default();
+    let ours = names.get(&package).into_iter();
+    let mut rules: BTreeSet<String> = ours.flat_map(|ours| ours.keys().cloned()).collect();
     for import in &module.imports {
         let path = chain(&import.refr).prefix().unwrap_or_default();
         rules.extend(match &import.r#as {
@@ -400,6 +390,11 @@ pub(in crate::authz) fn module(
     rules.extend(["input".to_owned(), "data".to_owned()]);
     let mut writer = Writer {
         rules,
+        package,
+        names,
+        around: Vec::new(),
+        sure: BTreeSet::new(),
+        declared: BTreeSet::new(),
         style,
         before: before(text),
         next: 0,
@@ -516,9 +511,17 @@ fn opening(text: &str, member: usize) -> usize {
     found
 }
 
-struct Writer {
+struct Writer<'n> {
     /// Names that are no variables.
     rules: BTreeSet<String>,
+    package: Vec<String>,
+    names: &'n Names,
+    /// What the statements of the bodies around this one name.
+    around: Vec<BTreeSet<String>>,
+    /// The variables that a statement above gave a value to, as the engine orders statements.
+    sure: BTreeSet<String>,
+    /// Those that a `:=` or a `some … in` above names.
+    declared: BTreeSet<String>,
     style: Style,
     /// Where a body without braces begins.
     before: BTreeSet<usize>,
@@ -526,7 +529,7 @@ struct Writer {
     refused: Vec<Refused>,
 }
 
-impl Writer {
+impl Writer<'_> {
     fn rule(&mut self, rule: &Rule) -> Vec<Edit> {
         match rule {
             Rule::Default { value, .. } => self.expr(value),
@@ -542,7 +545,10 @@ impl Writer {
                         edits.extend(key.iter().flat_map(|key| self.expr(key)));
                         edits
                     }
-                    RuleHead::Func { refr, assign, .. } => {
+                    RuleHead::Func {
+                        refr, args, assign, ..
+                    } => {
+                        self.sure = variables::of_patterns(args.iter().map(AsRef::as_ref));
                         let mut edits = self.expr(refr);
                         edits.extend(assign.iter().flat_map(|a| self.expr(&a.value)));
                         edits
@@ -552,16 +558,106 @@ impl Writer {
                     edits.extend(body.assign.iter().flat_map(|a| self.expr(&a.value)));
                     edits.extend(self.query(&body.query));
                 }
+                self.sure.clear();
                 edits
             }
         }
     }
 
     fn query(&mut self, query: &Query) -> Vec<Edit> {
-        let statements = query.stmts.iter();
-        statements
-            .flat_map(|statement| self.statement(statement))
-            .collect()
+        self.around.push(variables::named(query));
+        let before = (self.sure.clone(), self.declared.clone());
+        let mut edits = Vec::new();
+        for statement in &query.stmts {
+            edits.extend(self.statement(statement));
+            self.learn(statement);
+        }
+        (self.sure, self.declared) = before;
+        self.around.pop();
+        edits
+    }
+
+    /// What a statement gives a value to. The engine asks in the order of the text what waits for
+    /// nothing; `x := y` it takes for a giver of either, so that it is no such statement.
+    fn learn(&mut self, statement: &LiteralStmt) {
+        let (patterns, from): (Vec<&Expr>, &Expr) = match &statement.literal {
+            Literal::SomeIn {
+                key,
+                value,
+                collection,
+                ..
+            } => {
+                let patterns = key.iter().chain([value]).map(AsRef::as_ref);
+                (patterns.collect(), collection.as_ref())
+            }
+            Literal::Expr { expr, .. } => match expr.as_ref() {
+                Expr::AssignExpr {
+                    op: AssignOp::ColEq,
+                    lhs,
+                    rhs,
+                    ..
+                } => {
+                    let either = variables::of_patterns([rhs.as_ref()].into_iter());
+                    let either = either.iter().any(|name| self.is_variable(name));
+                    let declared = variables::of_patterns([lhs.as_ref()].into_iter());
+                    if either {
+                        self.declared.extend(declared);
+                        return;
+                    }
+                    (vec![lhs.as_ref()], rhs.as_ref())
+                }
+                _ => return,
+            },
+            _ => return,
+        };
+        let names = variables::of_patterns(patterns.into_iter());
+        let asked = statement.with_mods.iter().map(|modifier| &*modifier.r#as);
+        if !asked.chain([from]).any(|expr| self.unsure(expr)) {
+            self.sure.extend(names.iter().cloned());
+        }
+        self.declared.extend(names);
+    }
+
+    /// Whether this has a variable that may get its value later than the engine asks for it.
+    fn unsure(&self, expr: &Expr) -> bool {
+        let mut found = false;
+        variables::within(expr, &mut |part| {
+            if let Expr::Var { span, .. } = part {
+                let name = span.text();
+                found |= self.is_variable(name) && !self.sure.contains(name);
+            }
+        });
+        found
+    }
+
+    /// Whether this is such a variable, which a `:=` or a `some … in` above gives its value: the engine
+    /// would take its next place for another giver.
+    fn late(&self, expr: &Expr) -> bool {
+        matches!(expr, Expr::Var { span, .. } if self.declared.contains(span.text()))
+            && self.unsure(expr)
+    }
+
+    /// The edits of a side of a `=`.
+    fn side(&mut self, expr: &Expr) -> Vec<Edit> {
+        match expr {
+            Expr::Var { .. } if self.late(expr) => vec![itself(expr)],
+            Expr::Array { items, .. } => items.iter().flat_map(|item| self.side(item)).collect(),
+            Expr::Object { fields, .. } => {
+                let mut edits = Vec::new();
+                for (_, key, value) in fields {
+                    edits.extend(self.expr(key));
+                    edits.extend(self.side(value));
+                }
+                edits
+            }
+            other => self.expr(other),
+        }
+    }
+
+    /// Whether a name is a variable of the bodies at hand.
+    fn is_variable(&self, name: &str) -> bool {
+        let named = || self.around.iter().any(|around| around.contains(name));
+        name != "_" && !self.rules.contains(name) && named()
     }
 
     fn statement(&mut self, statement: &LiteralStmt) -> Vec<Edit> {
@@ -598,9 +694,22 @@ impl Writer {
                 edits
             }
             Literal::NotExpr { expr, .. } | Literal::Expr { expr, .. } => self.asked(expr),
-            Literal::Every { domain, query, .. } => {
-                let mut edits = self.through(domain, "false");
+            Literal::Every {
+                key,
+                value,
+                domain,
+                query,
+                ..
+            } => {
+                let names = key.iter().chain([value]).map(|name| name.text());
+                let names = names.filter(|name| *name != "_").map(str::to_owned);
+                let names: BTreeSet<String> = names.collect();
+                let mut edits = self.through(domain, &self.waits(query, &names));
+                edits.extend(given(query, &names));
+                let before = self.sure.clone();
+                self.sure.extend(names);
                 edits.extend(self.query(query));
+                self.sure = before;
                 edits
             }
         };
@@ -608,6 +717,17 @@ impl Writer {
             edits.extend(self.expr(&modifier.r#as));
         }
         edits
+    }
+
+    /// What an `every` finds in what is no collection, or the variables that its body takes from around
+    /// it: the engine orders statements by what they need, and does not look into the body for it.
+    fn waits(&self, query: &Query, names: &BTreeSet<String>) -> String {
+        let mut free = variables::free(query, names, &self.rules);
+        free.retain(|name| self.around.iter().any(|around| around.contains(name)));
+        if free.is_empty() {
+            return "false".to_owned();
+        }
+        format!("[{}]", free.into_iter().collect::<Vec<_>>().join(", "))
     }
 
     /// A statement that is a call.
@@ -680,8 +800,7 @@ impl Writer {
         splice(extent(expr), edits)
     }
 
-    /// What is gone through. The engine fails where it is no collection; OPA finds nothing. What a
-    /// call of this name with such an argument means is told in `host::general::each`.
+    /// What is gone through. The engine fails where it is no collection; OPA finds nothing.
     fn through(&mut self, collection: &Expr, nothing: &str) -> Vec<Edit> {
         let sure = match collection {
             Expr::Array { .. }
@@ -692,11 +811,11 @@ impl Writer {
             | Expr::ObjectCompr { .. } => true,
             other => present(other, self.style.document),
         };
-        if sure {
+        if sure && !nothing.starts_with('[') {
             return self.expr(collection);
         }
         let range = extent(collection);
-        let mut pieces = vec![Piece::Text(format!("{EACH}("), range.start)];
+        let mut pieces = vec![Piece::Text(format!("{OURS}("), range.start)];
         pieces.extend(self.render(collection));
         pieces.push(Piece::Text(format!(", {nothing})"), range.end));
         vec![Edit { range, pieces }]
@@ -764,6 +883,21 @@ impl Writer {
                 edits.extend(self.query(query));
                 edits
             }
+            Expr::RefBrack { refr, index, .. } if self.late(index) => {
+                let mut edits = self.expr(refr);
+                edits.push(itself(index));
+                edits
+            }
+            Expr::AssignExpr {
+                op: AssignOp::Eq,
+                lhs,
+                rhs,
+                ..
+            } => {
+                let mut edits = self.side(lhs);
+                edits.extend(self.side(rhs));
+                edits
+            }
             _ => {
                 let mut edits = Vec::new();
                 parts(expr, &mut |part| edits.extend(self.expr(part)));
@@ -774,6 +908,13 @@ impl Writer {
 
     /// An operator as a call, with these edits to its operands.
     fn operation(&self, expr: &Expr, edits: Vec<Edit>) -> Vec<Edit> {
+        if let Expr::BoolExpr { op, lhs, rhs, .. } = expr
+            && let Some(sign) = order(op)
+            && self.two_kinds(lhs, rhs)
+        {
+            let (open, close) = (format!("{OURS}(["), format!("], \"{sign}\")"));
+            return vec![written(expr, lhs, rhs, [&open, ", ", &close], &edits)];
+        }
         let (name, lhs, rhs) = match expr {
             Expr::ArithExpr { op, lhs, rhs, .. } => match op {
                 ArithOp::Add => ("plus", lhs, rhs),
@@ -791,22 +932,19 @@ impl Writer {
         if !self.style.undefined || self.rules.contains(name) {
             return edits;
         }
-        let range = extent(expr);
-        let within = |part: &Expr| {
-            let range = extent(part);
-            let inside =
-                |edit: &&Edit| range.start <= edit.range.start && edit.range.end <= range.end;
-            splice(
-                range.clone(),
-                edits.iter().filter(inside).cloned().collect(),
-            )
-        };
-        let mut pieces = vec![Piece::Text(format!("{name}("), range.start)];
-        pieces.extend(within(lhs));
-        pieces.push(Piece::Text(", ".to_owned(), extent(rhs).start));
-        pieces.extend(within(rhs));
-        pieces.push(Piece::Text(")".to_owned(), range.end));
-        vec![Edit { range, pieces }]
+        let open = format!("{name}(");
+        vec![written(expr, lhs, rhs, [&open, ", ", ")"], &edits)]
+    }
+
+    /// Whether one side is a set and the other an object, as far as their forms tell.
+    fn two_kinds(&self, lhs: &Expr, rhs: &Expr) -> bool {
+        let kind = |side| kinds::of(side, &self.package, self.names);
+        match (kind(lhs), kind(rhs)) {
+            (Some(one), Some(other)) => one != other,
+            (Some(_), None) => !kinds::neither(rhs),
+            (None, Some(_)) => !kinds::neither(lhs),
+            (None, None) => false,
+        }
     }
 
     /// As OPA's compiler: what is evaluated before the `not` gets a name before it.
@@ -839,6 +977,16 @@ impl Writer {
         let mut asked = self.condition(expr, &mut operands);
         for operand in operands {
             asked.push(self.hoist(operand, &with, &mut first));
+        }
+        // Nothing gets a value under a `not`: whatever OPA takes has one before.
+        if let Expr::AssignExpr {
+            op: AssignOp::Eq,
+            lhs,
+            rhs,
+            ..
+        } = expr
+        {
+            asked = vec![written(expr, lhs, rhs, ["", " == ", ""], &asked)];
         }
         edits.extend(self.operation(expr, asked));
         if first.is_empty() {
@@ -874,7 +1022,7 @@ impl Writer {
     /// Gives an operand a name before the statement; the edit puts the name in its place.
     fn hoist(&mut self, operand: &Expr, with: &[Piece], first: &mut Vec<Piece>) -> Edit {
         self.next += 1;
-        let name = format!("__portcullis_{}", self.next);
+        let mut name = format!("__portcullis_{}", self.next);
         let range = extent(operand);
         self.wildcards(operand);
         first.push(Piece::Text(format!("{name} := "), range.start));
@@ -884,6 +1032,10 @@ impl Writer {
         // The machine lets a `:=` of something undefined pass.
         if !present(operand, self.style.document) {
             first.push(Piece::Text(format!("{name} != {NOTHING}; "), range.start));
+        }
+        // It waits for what the operand waits for.
+        if self.unsure(operand) {
+            name = format!("{OURS}({name}, \"=\")");
         }
         Edit {
             pieces: vec![Piece::Text(name, range.start)],
@@ -1020,8 +1172,89 @@ impl Writer {
             Expr::ArrayCompr { .. } | Expr::SetCompr { .. } | Expr::ObjectCompr { .. } => {
                 edits.extend(self.expr(expr));
             }
+            // The engine would go through all that there is before the name has its value.
+            Expr::RefBrack { refr, index, .. }
+                if matches!(index.as_ref(), Expr::Var { .. }) && self.unsure(index) =>
+            {
+                edits.push(itself(index));
+                self.kept(refr, out, edits);
+            }
             other => parts(other, &mut |part| self.kept(part, out, edits)),
         }
+    }
+}
+
+/// The names of an `every`. The engine's planner does not know that they have values: in the body
+/// `data.open[role]` would go through all of `data.open`, and `role = "admin"` would give `role` another
+/// value, and both would hold. What stands in the last argument of a call it takes for known from there
+/// on. This call is asked first, as it waits for nothing.
+fn given(query: &Query, names: &BTreeSet<String>) -> Option<Edit> {
+    let statement = query.stmts.first()?;
+    if !variables::asked_for(query, names) {
+        return None;
+    }
+    let mut begin = offset(statement.span.start);
+    if let Literal::Expr { expr, .. } = &statement.literal {
+        // The engine's span of a text begins behind its quote.
+        begin = begin.min(extent(expr).start);
+    }
+    let named = names.iter().map(String::as_str).collect::<Vec<_>>();
+    let named = named.join(", ");
+    Some(Edit {
+        pieces: vec![Piece::Text(
+            format!("{OURS}(null, {{\"\": [{named}]}}); "),
+            begin,
+        )],
+        range: begin..begin,
+    })
+}
+
+/// An operator written in another way: what stands before, between and after its operands, with these
+/// edits to them.
+fn written(
+    expr: &Expr,
+    lhs: &Expr,
+    rhs: &Expr,
+    [open, between, close]: [&str; 3],
+    edits: &[Edit],
+) -> Edit {
+    let range = extent(expr);
+    let within = |part: &Expr| {
+        let range = extent(part);
+        let inside = |edit: &&Edit| range.start <= edit.range.start && edit.range.end <= range.end;
+        splice(
+            range.clone(),
+            edits.iter().filter(inside).cloned().collect(),
+        )
+    };
+    let mut pieces = vec![Piece::Text(open.to_owned(), range.start)];
+    pieces.extend(within(lhs));
+    pieces.push(Piece::Text(between.to_owned(), extent(rhs).start));
+    pieces.extend(within(rhs));
+    pieces.push(Piece::Text(close.to_owned(), range.end));
+    Edit { range, pieces }
+}
+
+/// An expression as a call that gives it: no pattern, and no step of a path that is gone through.
+fn itself(expr: &Expr) -> Edit {
+    let range = extent(expr);
+    Edit {
+        pieces: vec![
+            Piece::Text(format!("{OURS}("), range.start),
+            Piece::Copy(range.clone()),
+            Piece::Text(", \"=\")".to_owned(), range.end),
+        ],
+        range,
+    }
+}
+
+fn order(op: &BoolOp) -> Option<&'static str> {
+    match op {
+        BoolOp::Lt => Some("<"),
+        BoolOp::Le => Some("<="),
+        BoolOp::Gt => Some(">"),
+        BoolOp::Ge => Some(">="),
+        BoolOp::Eq | BoolOp::Ne => None,
     }
 }
 
@@ -1039,7 +1272,7 @@ fn present(expr: &Expr, document: InputDocument) -> bool {
 }
 
 /// The parts of an expression that are evaluated with it.
-fn parts(expr: &Expr, visit: &mut dyn FnMut(&Expr)) {
+pub(super) fn parts(expr: &Expr, visit: &mut dyn FnMut(&Expr)) {
     let mut all = |parts: &[&Ref<Expr>]| {
         for part in parts {
             visit(part);
@@ -1176,6 +1409,184 @@ mod tests {
                 Outcome::Answer(regorus::Value::Undefined),
                 "{body}"
             );
+        }
+    }
+
+    /// Asks both ways of running a policy: what may run on the machine must not answer otherwise.
+    fn answers(rules: &str, input: &str) -> Vec<Outcome> {
+        let limits = Limits {
+            time: std::time::Duration::from_secs(5),
+            instructions: 1_000_000,
+            memory: std::num::NonZeroU64::MAX,
+        };
+        let mut engine = read(rules).unwrap().engine;
+        let data = engine.get_data();
+        let inside = rego::subset::outside(engine.get_modules(), &data).is_none();
+        let compiled = Program::compiled(engine, "data.p.allow", limits);
+        let input_of = || regorus::Value::from_json_str(input).unwrap();
+        let mut all = vec![answer(rules, input)];
+        all.extend(inside.then(|| Machine::new(&compiled.unwrap()).unwrap().run(input_of())));
+        all
+    }
+
+    #[test]
+    fn every_asks_about_its_own_elements() {
+        let yes = Outcome::Answer(regorus::Value::from(true));
+        let none = Outcome::Answer(regorus::Value::Undefined);
+        for (body, holds) in [
+            // The engine went through all of the data, whatever was in the input.
+            ("every v in input.open { data.m[v] }", true),
+            ("every v in input.shut { data.m[v] }", false),
+            ("every v in input.both { data.m[v] }", false),
+            ("every k, v in input.open { input.open[k] == v }", true),
+            ("every k, v in input.open { input.shut[k] == v }", false),
+            ("every v in input.shut { not data.m[v] }", true),
+            ("every v in input.open { not data.m[v] }", false),
+            (
+                "every v in input.shut { count([1 | data.m[v]]) == 1 }",
+                false,
+            ),
+            (
+                "every v in input.shut { every w in [1] { data.m[v]; w } }",
+                false,
+            ),
+            // It gave the name another value.
+            ("every v in input.open { v = \"x\" }", true),
+            ("every v in input.open { v = \"y\" }", false),
+            ("every v in input.open { \"y\" = v }", false),
+            ("every v in input.open { not v = \"y\" }", true),
+            ("every v in input.open { [v, 1] = [\"y\", 1] }", false),
+            (
+                "every v in input.open { {\"a\": v} = {\"a\": \"y\"} }",
+                false,
+            ),
+            ("every v in [[1, 2]] { v = [1, w]; w == 2 }", true),
+            ("every k, v in [7] { k = v }", false),
+            ("every k, v in [0] { k = v }", true),
+            ("every v in input.open { f(1, v) }", false),
+            ("every v in [1] { f(1, v) }", true),
+            ("every v in [7] { walk([1], [p, v]); count(p) == 1 }", false),
+            ("every v in [1] { walk([1], [p, v]); count(p) == 1 }", true),
+        ] {
+            let rules = format!("f(x) := x\nallow if {body}");
+            let input = r#"{"open": ["x"], "shut": ["y"], "both": ["x", "y"]}"#;
+            let expected = if holds { &yes } else { &none };
+            for found in answers(&rules, input) {
+                assert_eq!(found, *expected, "{body}: {}", made(&rules));
+            }
+        }
+    }
+
+    #[test]
+    fn every_waits_for_what_its_body_takes_from_around_it() {
+        let yes = Outcome::Answer(regorus::Value::from(true));
+        let none = Outcome::Answer(regorus::Value::Undefined);
+        for (body, holds) in [
+            ("some x in [5]; z := x; every y in [5] { y == z }", true),
+            ("some x in [5]; z := x; every y in [6] { y == z }", false),
+            ("some x in [5]; z := x; every y in [6] { z = y }", false),
+            ("some x in [5]; z := x; every y in input.q { z == y }", true),
+            ("every y in [1] { z := y; every w in [1] { w == z } }", true),
+            ("every y in [1] { z := y; every w in [2] { w = z } }", false),
+            (
+                "every y in [1] { q := y; z := q; count([w | some w in [1]; every v in [1] { v == z }]) == 1 }",
+                true,
+            ),
+            // A name of its own is waited for in vain.
+            (
+                "n := count([1 | every y in [1] { some x in [2]; x > y }]); x := n; x == 1",
+                true,
+            ),
+        ] {
+            let rules = format!("allow if {{ {body} }}");
+            let expected = if holds { &yes } else { &none };
+            for found in answers(&rules, r#"{"q": [5]}"#) {
+                assert_eq!(found, *expected, "{body}: {}", made(&rules));
+            }
+        }
+    }
+
+    #[test]
+    fn a_not_waits_for_its_variables() {
+        let yes = Outcome::Answer(regorus::Value::from(true));
+        let none = Outcome::Answer(regorus::Value::Undefined);
+        for (body, holds) in [
+            ("walk([\"y\"], [[_], v]); not data.m[v]", true),
+            ("walk([\"x\"], [[_], v]); not data.m[v]", false),
+            ("walk([\"y\"], [[_], v]); not data.m[lower(v)]", true),
+            ("lower(\"X\", v); not data.m[v]", false),
+            ("lower(\"Y\", v); not v = \"x\"", true),
+            ("lower(\"X\", v); not v = \"x\"", false),
+            ("lower(\"X\", v); not \"x\" = v", false),
+            ("lower(\"X\", v); w := lower(v); not data.m[w]", false),
+            ("lower(\"Y\", v); w := lower(v); not data.m[w]", true),
+            ("v = w; w = \"y\"; not data.m[v]", true),
+            ("not data.m[v]; v = w; w = \"y\"", true),
+            ("not data.m[v]; v = w; w = \"x\"", false),
+            ("not data.m[v]; [\"x\"][_] = v", false),
+            ("not data.m[v]; [\"y\"][_] = v", true),
+            ("some v in [\"y\"]; w := v; not data.m[w]", true),
+            ("some v in [\"x\"]; w := v; not data.m[w]", false),
+            ("some v in [\"x\"]; w := v; data.m[w]", true),
+            ("some v in [\"x\"]; w := v; w = \"x\"", true),
+            ("some v in [\"x\"]; w := v; w = \"y\"", false),
+            (
+                "some v in [\"x\"]; w := v; [w, u] = [\"y\", 1]; u == 1",
+                false,
+            ),
+            (
+                "some v in [\"x\"]; w := v; {\"k\": w} = {\"k\": \"x\"}",
+                true,
+            ),
+            ("some v in [\"x\"]; w := [v]; {[\"x\"]: 1}[w]", true),
+            (
+                "some v in [\"x\"]; w := v; some u in {\"x\": [1], \"y\": [2]}[w]; u == 2",
+                false,
+            ),
+            (
+                "some v in [\"x\"]; w := v; {\"x\": [1], \"y\": [2]}[w][_] == 1",
+                true,
+            ),
+            (
+                "count([1 | some v in [\"y\"]; w := v; not data.m[w]]) == 1",
+                true,
+            ),
+            ("g([\"y\"])", true),
+            ("g([\"x\"])", false),
+        ] {
+            let rules = format!("g([v]) if not data.m[v]\nallow if {{ {body} }}");
+            let expected = if holds { &yes } else { &none };
+            for found in answers(&rules, "{}") {
+                assert_eq!(found, *expected, "{body}: {}", made(&rules));
+            }
+        }
+    }
+
+    #[test]
+    fn an_object_comes_before_a_set() {
+        let yes = Outcome::Answer(regorus::Value::from(true));
+        let none = Outcome::Answer(regorus::Value::Undefined);
+        for (body, holds) in [
+            ("s <= o", false),
+            ("o < s", true),
+            ("not s <= o", true),
+            ("not o < s", false),
+            ("s > {\"a\": 1}", true),
+            ("data.p.s >= input.x", true),
+            ("{1} < input.x", false),
+            ("input.x < c", true),
+            ("c < 7", false),
+            // Of one kind they are ordered by what is in them.
+            ("s < {2}", true),
+            ("{2} < s", false),
+        ] {
+            let rules = format!(
+                "s contains 1\no[\"k\"] := 2 if input.x\nc := {{3}}\nallow if {{ {body} }}"
+            );
+            let expected = if holds { &yes } else { &none };
+            for found in answers(&rules, r#"{"x": {"a": 1}}"#) {
+                assert_eq!(found, *expected, "{body}: {}", made(&rules));
+            }
         }
     }
 

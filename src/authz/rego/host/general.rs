@@ -5,6 +5,7 @@ use regorus::Value;
 
 use super::args::{any, array, integer, short, spent, text, wrong};
 use super::{Answer, MAX_ELEMENTS, MAX_TEXT, MOMENT, engines};
+use crate::authz::rego::guarded;
 use crate::document;
 
 /// Longest text that is read as a number, bytes.
@@ -135,19 +136,42 @@ pub(super) fn member_3(args: &[Value]) -> Answer {
     }))
 }
 
-/// What a loop goes through, as OPA does: of what is no collection `some` finds nothing (the second
-/// argument is `null`), and `every` is undefined (`false`). Otherwise what the engine means by it.
-pub(super) fn each(args: &[Value]) -> Answer {
-    let collection = any(args, 0)?;
-    let nothing = match any(args, 1)? {
+/// What a call means that rewriting put into a module, by its last argument:
+///
+/// - `null`: what `some` goes through, which finds nothing in what is no collection;
+/// - `false`, or an array of what is waited for: what `every` goes through, which is then undefined;
+/// - an object: nothing, it names what has a value;
+/// - `"="`: what it is given;
+/// - another text: whether the two values in the first argument are in this order.
+///
+/// Otherwise what the engine means by it.
+pub(super) fn ours(args: &[Value]) -> Answer {
+    let value = any(args, 0)?;
+    let collection = matches!(value, Value::Array(_) | Value::Set(_) | Value::Object(_));
+    Ok(match any(args, 1)? {
+        Value::Null | Value::Bool(false) | Value::Array(_) if collection => value.clone(),
         Value::Null => Value::new_array(),
-        Value::Bool(false) => Value::Undefined,
+        Value::Bool(false) | Value::Array(_) => Value::Undefined,
+        Value::Object(_) => Value::from(true),
+        Value::String(sign) if sign.as_ref() == "=" => value.clone(),
+        Value::String(sign) => return ordered(array(args, 0)?, sign),
         _ => return engines("__builtin_sets.union", args),
-    };
-    Ok(match collection {
-        Value::Array(_) | Value::Set(_) | Value::Object(_) => collection.clone(),
-        _ => nothing,
     })
+}
+
+fn ordered(pair: &regorus::value::Array, sign: &str) -> Answer {
+    let (Some(one), Some(other)) = (pair.first(), pair.get(1)) else {
+        return wrong("takes two values");
+    };
+    let Some(order) = guarded::in_opas_order(one, other) else {
+        return spent("compares more than there is time for");
+    };
+    Ok(Value::from(match sign {
+        "<" => order.is_lt(),
+        "<=" => order.is_le(),
+        ">" => order.is_gt(),
+        _ => order.is_ge(),
+    }))
 }
 
 pub(super) fn now(_: &[Value]) -> Answer {

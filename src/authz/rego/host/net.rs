@@ -62,36 +62,49 @@ pub(super) fn intersects(args: &[Value]) -> Answer {
     Ok(Value::from(one.contains(&other) || other.contains(&one)))
 }
 
-/// Keys and networks: the key of a text is the text, that of an element its place.
-fn listed(value: &Value) -> Result<Vec<(Value, IpNet)>, Failed> {
-    let one = |key: &Value, value: &Value| {
+/// Keys and texts: the key of a text is the text, that of an element its place. Whether the texts are
+/// networks is asked when they are compared, as in OPA: beside nothing all are.
+fn listed(value: &Value) -> Result<Vec<(Value, &str)>, Failed> {
+    fn one(key: Value, value: &Value) -> Result<(Value, &str), Failed> {
         let text = match value {
             Value::Array(parts) => parts.first(),
             other => Some(other),
         };
         match text {
-            Some(Value::String(text)) => Ok((key.clone(), network_or_address(text)?)),
+            Some(Value::String(text)) => Ok((key, text)),
             _ => wrong("takes networks as texts, or as arrays that begin with one"),
         }
-    };
+    }
     match value {
-        Value::String(_) => Ok(vec![one(value, value)?]),
+        Value::String(_) => Ok(vec![one(value.clone(), value)?]),
         Value::Array(items) => items
             .iter()
             .enumerate()
-            .map(|(index, item)| one(&Value::from(index), item))
+            .map(|(index, item)| one(Value::from(index), item))
             .collect(),
-        Value::Set(items) => items.iter().map(|item| one(item, item)).collect(),
-        Value::Object(members) => members.iter().map(|(key, item)| one(key, item)).collect(),
+        Value::Set(items) => items.iter().map(|item| one(item.clone(), item)).collect(),
+        Value::Object(members) => members
+            .iter()
+            .map(|(key, item)| one(key.clone(), item))
+            .collect(),
         _ => wrong("takes networks"),
     }
 }
 
 pub(super) fn contains_matches(args: &[Value]) -> Answer {
     let (networks, addresses) = (listed(any(args, 0)?)?, listed(any(args, 1)?)?);
+    if networks.is_empty() || addresses.is_empty() {
+        return Ok(Value::new_set());
+    }
     if networks.len().saturating_mul(addresses.len()) > MAX_PAIRS {
         return spent(format!("compares more than {MAX_PAIRS} pairs"));
     }
+    let read = |texts: Vec<(Value, &str)>| -> Result<Vec<(Value, IpNet)>, Failed> {
+        let each = texts.into_iter();
+        each.map(|(key, text)| Ok((key, network_or_address(text)?)))
+            .collect()
+    };
+    let (networks, addresses) = (read(networks)?, read(addresses)?);
     let mut found = BTreeSet::new();
     for (key, network) in &networks {
         for (other, address) in &addresses {

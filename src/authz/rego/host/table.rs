@@ -20,7 +20,7 @@ macro_rules! hosts {
 }
 
 hosts! {
-    "__builtin_sets.union", 2, Pure, general::each;
+    "__builtin_sets.union", 2, Pure, general::ours;
     "and", 2, Pure, |a| general::operate(a, '&');
     "array.flatten", 1, Pure, general::flatten;
     "bits.lsh", 2, Pure, general::shift_left;

@@ -163,6 +163,10 @@ fn networks_are_compared_and_joined() {
         "true",
     );
     fails("net.cidr_contains_matches", "[\"x\", \"10.0.0.1\"]");
+    fails("net.cidr_contains_matches", "[\"10.0.0.0/8\", [\"x\"]]");
+    // Beside nothing no text is read, as in OPA.
+    answers("net.cidr_contains_matches", "[[\"x\"], []]", "[]");
+    answers("net.cidr_contains_matches", "[{}, \"x\"]", "[]");
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::{
     Because, Condition, Kind, Known, MAX_DEPTH, MAX_ENTRY_WAYS, MAX_HELD, MAX_VALUES, MAX_WAYS,
     Spot, Way,
 };
-use crate::authz::source::rewrite::extent;
+use crate::authz::source::rewrite::{OURS, extent};
 use crate::authz::source::syntax::{self, Part};
 use crate::document::{self, Value};
 
@@ -1337,7 +1337,8 @@ fn steps(query: &Query) -> Vec<Step> {
     steps
 }
 
-/// Whether rewriting put it there: a name for what stands in the statement behind it.
+/// Whether rewriting put it there: a name for what stands in the statement behind it, or the names of
+/// an `every`.
 fn generated(statement: &LiteralStmt) -> bool {
     let Literal::Expr { expr, .. } = &statement.literal else {
         return false;
@@ -1355,6 +1356,11 @@ fn generated(statement: &LiteralStmt) -> bool {
             lhs,
             ..
         } => named(lhs),
+        Expr::Call { fcn, params, .. } => {
+            let name = syntax::chain(fcn).prefix().map(|name| name.join("."));
+            let nothing = params.first().map(AsRef::as_ref);
+            name.is_some_and(|name| name == OURS) && matches!(nothing, Some(Expr::Null { .. }))
+        }
         _ => false,
     }
 }

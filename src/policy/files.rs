@@ -1,6 +1,6 @@
 //! Which policies a tool is about: files and folders that are named, or those of a configuration.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::authz::workbench::Material;
@@ -21,7 +21,7 @@ pub(super) const CONFIG: &str = "gateway.yaml";
 /// Policies by the files that they are made of.
 #[derive(Debug)]
 pub(super) struct Set {
-    /// The policies of the configuration that are made of these files; none for paths that were named.
+    /// The policies of the configuration that are made of these files.
     pub(super) policies: Vec<Named>,
     /// Their files and folders, as they were named.
     pub(super) paths: Vec<PathBuf>,
@@ -76,9 +76,38 @@ pub(super) fn with_candidates(
 ) -> Result<Vec<Set>, Vec<Problem>> {
     let file = config.unwrap_or(Path::new(CONFIG));
     if !paths.is_empty() || !file.exists() {
-        return chosen(paths, config);
+        let mut sets = chosen(paths, config)?;
+        for set in &mut sets {
+            set.policies = made_of(&set.paths, file);
+        }
+        return Ok(sets);
     }
     of_document(config::read_document(file)?, file, WithCandidates::Yes)
+}
+
+/// The policies of a configuration that are made of these files and folders and of nothing else, however
+/// those are written; none where there is no configuration to be read.
+fn made_of(paths: &[PathBuf], file: &Path) -> Vec<Named> {
+    let Ok(document) = config::read_document(file) else {
+        return Vec::new();
+    };
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let places = |paths: &[PathBuf], folder: &Path| -> Option<BTreeSet<PathBuf>> {
+        let place = |path: &PathBuf| folder.join(path).canonicalize().ok();
+        paths.iter().map(place).collect()
+    };
+    let Some(wanted) = places(paths, Path::new("")) else {
+        return Vec::new();
+    };
+    let policies = document.policies.into_iter();
+    policies
+        .filter(|(_, policy)| policy.bundles.is_empty())
+        .filter(|(_, policy)| places(&policy.files, folder).as_ref() == Some(&wanted))
+        .map(|(name, policy)| Named {
+            entrypoint: policy.rule(),
+            name,
+        })
+        .collect()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -512,6 +512,9 @@ fn the_shipped_policies_pass_their_tests_and_cases_and_all_of_their_lines_are_re
     let text = out(&output);
     assert_eq!(output.status.code(), Some(0), "{text}{}", err(&output));
     assert!(text.contains("all"), "{text}");
+    // Named, and written otherwise than in the configuration, they are the same policies.
+    let named = policy_in(folder.path(), &["test", "./policies"]);
+    assert_eq!(named.status.code(), Some(0), "{}", out(&named));
     let names = policy_in(
         folder.path(),
         &["test", "--format", "json", "--run", "^cases"],

@@ -946,6 +946,30 @@ fn what_fails_inside_a_comprehension_ends_it_and_nothing_else() {
     assert!(ran > 1500 && allowed > 400 && differing > 100);
 }
 
+/// On the engine's machine this one goes round and round until its instructions are spent.
+#[test]
+fn what_is_counted_of_a_decision_is_what_the_machine_that_decides_spends() {
+    let text = "allow if { count([1 | input.n == 1]) == 0; input.t == \"x\" }";
+    let compiled = program(&module(text), &Value::new_object(), "data.p.allow", true).unwrap();
+    for (input, answer) in [
+        (r#"{"n": 2, "t": "y"}"#, Value::Undefined),
+        (r#"{"n": 2, "t": "x"}"#, Value::from(true)),
+    ] {
+        let input = json(input);
+        assert_eq!(run(&compiled, &input), Outcome::Answer(answer));
+        let total = compiled.steps(&input).unwrap().total;
+        let most = usize::try_from(total).unwrap();
+        let enough = |most| {
+            !matches!(
+                run_within(&compiled, &input, most, false),
+                Outcome::Budget(_)
+            )
+        };
+        let spent = (0..200).find(|most| enough(*most)).unwrap();
+        assert!(most > 0 && most <= spent, "counted {most}, spent {spent}");
+    }
+}
+
 #[test]
 fn of_equal_members_of_a_set_the_first_stays() {
     let text = r#"allow if { some x in {input.a, input.b}; sprintf("%v", [x]) == "0" }"#;

@@ -25,11 +25,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(test)]
+use regorus::MemoryBudgetConfig;
 use regorus::languages::rego::compiler::Compiler;
 use regorus::rvm::program::Program as Bytecode;
-use regorus::rvm::vm::{RegoVM, VmError};
+#[cfg(test)]
+use regorus::rvm::vm::RegoVM;
+use regorus::rvm::vm::VmError;
 use regorus::utils::limits::ExecutionTimerConfig;
-use regorus::{Engine, LimitError, MemoryBudgetConfig, PolicyLengthConfig, Value};
+use regorus::{Engine, LimitError, PolicyLengthConfig, Value};
 
 use crate::authz::published::InputDocument;
 use crate::authz::rego::host::Errors;
@@ -378,6 +382,7 @@ impl Setup {
         })
     }
 
+    #[cfg(test)]
     fn timer(&self) -> ExecutionTimerConfig {
         ExecutionTimerConfig {
             limit: self.limits.time,
@@ -390,6 +395,7 @@ impl Setup {
         self.vm_within(bytecode, self.limits.instructions)
     }
 
+    #[cfg(test)]
     fn vm_within(&self, bytecode: &Arc<Bytecode>, most: usize) -> Result<Box<RegoVM>, String> {
         let mut vm = RegoVM::new();
         vm.load_program(Arc::clone(bytecode));

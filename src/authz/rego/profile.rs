@@ -20,7 +20,8 @@ use regorus::rvm::instructions::Instruction;
 use regorus::rvm::program::{BuiltinInfo, Program};
 use regorus::unstable::{Expr, Module, Ref, Rule, Span};
 
-use crate::authz::rego::guarded;
+use crate::authz::rego::lean::{Ended, Lean};
+use crate::authz::rego::{Limits, guarded};
 use crate::authz::source::syntax;
 
 /// Most rules of a policy that are told apart; the others are one.
@@ -470,15 +471,20 @@ pub(in crate::authz) fn count_instructions(
     let mut engine = setup.engine.clone();
     let places = places(engine.get_modules());
     let marked = mark(bytecode, Marks::Instructions, &places)?;
-    let mut vm = setup.vm_within(
-        &marked.program,
-        usize::try_from(MOST_STEPS).unwrap_or(usize::MAX),
-    )?;
-    vm.set_input(input.clone());
+    let limits = Limits {
+        instructions: usize::try_from(MOST_STEPS).unwrap_or(usize::MAX),
+        ..setup.limits
+    };
+    // The machine that decides.
+    let mut machine = Lean::new(&marked.program, setup.data.clone(), limits)
+        .ok_or_else(|| "an instruction that is not known".to_owned())?;
     begin(false);
-    let outcome = vm.execute();
+    let outcome = machine.execute(input.clone());
     let counted = end();
-    outcome.map_err(|error| super::detail(&error.to_string()))?;
+    outcome.map_err(|ended| match ended {
+        Ended::Error(error) => super::detail(&error.to_string()),
+        Ended::Odd(why) => why.to_owned(),
+    })?;
     let rules: Vec<(RuleAt, Seen)> = counted
         .rules
         .iter()

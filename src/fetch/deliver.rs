@@ -5,9 +5,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use reqwest::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 
-use super::{CONNECT_TIMEOUT, FetchError, Fetcher, MAX_HEADERS, Target, http_date};
+use super::{FetchError, Fetcher, Target, bare, http_date};
 use crate::clock;
-use crate::tls::client::client_config;
 
 /// Most bytes that are read of an answer, for the connection's sake: what is in it is of no interest.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -49,26 +48,8 @@ impl Fetcher {
     /// # Errors
     /// [`FetchError::Client`] when an authority cannot be read.
     pub fn for_deliveries(authorities: &[Vec<u8>]) -> Result<Self, FetchError> {
-        let tls =
-            client_config(authorities).map_err(|error| FetchError::Client(Box::new(error)))?;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .http1_only()
-            .http1_max_headers(MAX_HEADERS)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(1)
-            .pool_idle_timeout(IDLE)
-            .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| FetchError::Client(Box::new(error)))?;
-        Ok(Self {
-            client,
-            total: super::TOTAL_TIMEOUT,
-            max_body: MAX_ANSWER,
-        })
+        let client = bare(authorities)?.pool_max_idle_per_host(1);
+        Self::of(client.pool_idle_timeout(IDLE), MAX_ANSWER)
     }
 
     /// Posts a body. Any status is an answer. Dropping the future ends it.

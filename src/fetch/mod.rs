@@ -184,31 +184,36 @@ pub struct Fetcher {
     max_body: usize,
 }
 
+/// What all our clients have in common: whom they trust, and that they go nowhere but where they are sent.
+fn bare(authorities: &[Vec<u8>]) -> Result<reqwest::ClientBuilder, FetchError> {
+    let tls = client_config(authorities).map_err(|error| FetchError::Client(Box::new(error)))?;
+    Ok(reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .http1_only()
+        .http1_max_headers(MAX_HEADERS)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION"))))
+}
+
 impl Fetcher {
     /// A client that trusts these authorities (PEM); an empty list means the public web's roots.
     ///
     /// # Errors
     /// [`FetchError::Client`] when an authority cannot be read.
     pub fn new(authorities: &[Vec<u8>]) -> Result<Self, FetchError> {
-        let tls =
-            client_config(authorities).map_err(|error| FetchError::Client(Box::new(error)))?;
-        let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .http1_only()
-            .http1_max_headers(MAX_HEADERS)
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
-            // Refreshes are minutes apart: a kept connection would only be a dead one.
-            .pool_max_idle_per_host(0)
-            .user_agent(concat!("portcullis/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| FetchError::Client(Box::new(error)))?;
+        // Refreshes are minutes apart: a kept connection would only be a dead one.
+        Self::of(bare(authorities)?.pool_max_idle_per_host(0), MAX_BODY)
+    }
+
+    fn of(client: reqwest::ClientBuilder, max_body: usize) -> Result<Self, FetchError> {
+        let client = client.build();
         Ok(Self {
-            client,
+            client: client.map_err(|error| FetchError::Client(Box::new(error)))?,
             total: TOTAL_TIMEOUT,
-            max_body: MAX_BODY,
+            max_body,
         })
     }
 

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::program::policy_in;
+
 const POLICY: &str = "package p\n\ndefault allow := false\n\nallow if {\n\tinput.user == \"alice\"\n\tinput.method == \"GET\"\n}\n";
 
 fn folder(files: &[(&str, &str)]) -> TempDir {
@@ -21,16 +23,6 @@ fn folder(files: &[(&str, &str)]) -> TempDir {
         fs::write(path, text).unwrap();
     }
     folder
-}
-
-fn policy_in(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .arg("policy")
-        .args(arguments)
-        .current_dir(folder)
-        .env_remove("PORTCULLIS_CONFIG")
-        .output()
-        .unwrap()
 }
 
 fn out(output: &Output) -> String {

@@ -1,14 +1,14 @@
 //! `portcullis policy replay`: what a gateway recorded is asked again, with the real binary.
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::support::eventually;
 use crate::support::gateway::World;
+use crate::support::program::policy_in;
 
 /// Answers by the caller, the clock and chance.
 const OLD: &str = r#"package gate
@@ -39,16 +39,6 @@ default decision := {"allow": false, "reason": "gate.stranger"}
 
 decision := {"allow": true} if input.request.query.token[0] == "s3cret"
 "#;
-
-fn policy_in(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .arg("policy")
-        .args(arguments)
-        .current_dir(folder)
-        .env_remove("PORTCULLIS_CONFIG")
-        .output()
-        .unwrap()
-}
 
 fn text(output: &Output) -> String {
     let out = String::from_utf8_lossy(&output.stdout);

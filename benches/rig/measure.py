@@ -78,14 +78,19 @@ def status(root, key):
 class Process:
     """A program on its cores, ended with the block."""
 
-    def __init__(self, command, cores, log, environment=None, stdin=None, stdout=None, nice=0):
+    def __init__(self, command, cores, log, environment=None, stdin=None, stdout=None, yields=False):
+        """`yields`: any other process on its cores is let in at once (Linux's SCHED_IDLE)."""
+        def settle():
+            os.sched_setaffinity(0, cores)
+            if yields:
+                os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         self.log = log
         self.name = os.path.basename(command[0])
         with open(log, "ab") as file:
             self.popen = subprocess.Popen(
                 command, stdin=stdin, stdout=stdout or file, stderr=file, text=True,
                 env={**os.environ, **(environment or {})}, start_new_session=True,
-                preexec_fn=lambda: (os.sched_setaffinity(0, cores), os.nice(nice)))
+                preexec_fn=settle)
         self.pid = self.popen.pid
 
     def __enter__(self):
@@ -137,9 +142,9 @@ class Load(Process):
         self.popen.stdin.flush()
 
 
-def load(binary, arguments, cores, log, nice=0):
+def load(binary, arguments, cores, log, yields=False):
     return Load([binary, "run", "--gate"] + [str(a) for a in arguments], cores, log,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, nice=nice)
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, yields=yields)
 
 
 def measured(binary, arguments, cores, log, roots):

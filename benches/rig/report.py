@@ -110,7 +110,9 @@ def targets(results):
               p99(GATEWAY), p99("envoy"), "envoy", 1.0)
     for key in results.get("junk", {}):
         beside, alone = (r.of("junk", key, GATEWAY, which, "p99") for which in ("beside_us", "alone_us"))
-        ratio(f"p99 of good callers beside a flood ({key}), against without", beside, alone, "without", 2.0)
+        busy = r.of("junk", key, GATEWAY, "busy")
+        told = f"without; the gateway busy {busy:.0%} of its core" if busy else "without"
+        ratio(f"p99 of good callers beside a flood ({key}), against without", beside, alone, told, 2.0)
     if "startup" in results:
         seconds = r.of("startup", "1,000 routes", GATEWAY, "seconds")
         add("Start to first answer, 1,000 routes, in seconds", seconds, 0.3)

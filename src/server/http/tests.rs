@@ -2,7 +2,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 
 use http_body_util::BodyExt;
-use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::io::{AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::timeout;
 
@@ -786,6 +786,90 @@ async fn a_parked_connection_keeps_its_bounds() {
         let one = parked().await;
         one.phase.send_replace(Phase::Cut);
         assert_eq!(one.task.await.unwrap(), Ending::Closed);
+    })
+    .await;
+}
+
+/// How much `seen` grows, at most, from one turn of somebody else on the core to the next, until it has
+/// reached `wanted`.
+async fn most_in_a_turn(seen: impl Fn() -> usize, wanted: usize) -> usize {
+    let (mut most, mut before) = (0, seen());
+    while before < wanted {
+        tokio::task::yield_now().await;
+        let now = seen();
+        most = most.max(now - before);
+        before = now;
+    }
+    most
+}
+
+#[tokio::test]
+async fn who_pipelines_waits_for_others_after_every_few_requests() {
+    local(async {
+        let mut one = http1();
+        let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        one.client
+            .write_all(get.repeat(500).as_bytes())
+            .await
+            .unwrap();
+        let handled = Rc::clone(&one.handled);
+        let most = most_in_a_turn(|| handled.get(), 500).await;
+        assert!(most <= 8, "{most} at once");
+        // They were only put off: all are answered, in their order.
+        one.client.shutdown().await.unwrap();
+        let text = one.rest().await;
+        assert_eq!(text.matches("200 OK").count(), 500);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_opens_many_streams_waits_for_others_after_every_few() {
+    local(async {
+        let one = served(Protocol::Http2, bounds(), 1 << 20);
+        let (mut send, connection) = h2::client::handshake(one.client).await.unwrap();
+        tokio::task::spawn_local(connection);
+        let mut answers = Vec::new();
+        for _ in 0..100 {
+            let request = Request::get("https://a/").body(()).unwrap();
+            send = send.ready().await.unwrap();
+            answers.push(send.send_request(request, true).unwrap().0);
+        }
+        let handled = Rc::clone(&one.handled);
+        let most = most_in_a_turn(|| handled.get(), 100).await;
+        // Those whose turn has come, and as many that found nobody waiting.
+        assert!(most <= 16, "{most} at once");
+        for answer in answers {
+            assert_eq!(answer.await.unwrap().status(), 200);
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_long_answer_lets_others_have_their_turns() {
+    local(async {
+        let mut one = served(Protocol::Http1, bounds(), 64 << 20);
+        one.client
+            .write_all(b"GET /endless HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut sink = vec![0; 64 << 20];
+        let mut all = 0;
+        while all < 16 << 20 {
+            tokio::task::yield_now().await;
+            // All that is there, which came since the last turn.
+            let mut buf = ReadBuf::new(&mut sink);
+            let read = poll_fn(|cx| {
+                let read = Pin::new(&mut one.client).poll_read(cx, &mut buf);
+                Poll::Ready(read.is_ready())
+            });
+            if read.await {
+                let most = buf.filled().len();
+                assert!(most <= TURN + (32 << 10), "{most} bytes at once");
+                all += most;
+            }
+        }
     })
     .await;
 }

@@ -6,11 +6,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::framing::Verdict;
+use super::turn::Others;
 use crate::listener::Bounds;
 
 /// So much must leave within `write_timeout` for a blocked connection to live on.
@@ -412,11 +414,11 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    /// Lets all other tasks of the core go first, those among them that the kernel has news for.
+    /// Lets everybody else on the core go first.
     pub(super) async fn pass(self) {
         for _ in 0..self.turns {
-            // Comes back when the kernel was asked.
-            tokio::task::yield_now().await;
+            let mut others = Others::default();
+            poll_fn(|cx| others.poll(cx)).await;
         }
     }
 }

@@ -8,7 +8,7 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,7 +23,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 use tokio::task::coop::has_budget_remaining;
-use tokio::task::yield_now;
 use tokio::time::Sleep;
 
 use super::activity::{Activity, Cause, InFlight, Stream};
@@ -33,6 +32,7 @@ use super::gather::Gather;
 use super::parking::Parkable;
 use super::tap::{Tap, Watch};
 use super::tunnel::{Opened, Slot};
+use super::turn::Others;
 use crate::body::{Body, BodyError};
 use crate::gateway::Answer;
 use crate::listener::Bounds;
@@ -458,6 +458,7 @@ where
                 return Ok(response.map(|body| Watched {
                     body,
                     turn: 0,
+                    others: Others::default(),
                     stream: None,
                     _guard: None,
                 }));
@@ -474,6 +475,7 @@ where
             Ok::<_, Infallible>(response.map(|body| Watched {
                 body,
                 turn: 0,
+                others: Others::default(),
                 stream: None,
                 _guard: Some(guard),
             }))
@@ -543,6 +545,7 @@ where
                 return Ok(response.map(|body| Watched {
                     body,
                     turn: 0,
+                    others: Others::default(),
                     stream: None,
                     _guard: None,
                 }));
@@ -551,6 +554,7 @@ where
             Ok::<_, Infallible>(response.map(|body| Watched {
                 body,
                 turn: 0,
+                others: Others::default(),
                 stream: Some(stream),
                 _guard: Some(guard),
             }))
@@ -664,6 +668,7 @@ pub(super) struct Watched {
     body: Body,
     /// How much came of it since somebody else last had a turn.
     turn: usize,
+    others: Others,
     stream: Option<Rc<Stream>>,
     _guard: Option<InFlight>,
 }
@@ -677,10 +682,8 @@ impl HttpBody for Watched {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.turn >= TURN {
+            ready!(self.others.poll(cx));
             self.turn = 0;
-            // Wakes us when the others had theirs, those that the kernel has news for among them.
-            let _ = pin!(yield_now()).poll(cx);
-            return Poll::Pending;
         }
         let frame = Pin::new(&mut self.body).poll_frame(cx);
         match &frame {

@@ -17,6 +17,7 @@ mod parking;
 mod socket;
 mod tap;
 mod tunnel;
+mod turn;
 mod worker;
 
 use std::collections::BTreeMap;

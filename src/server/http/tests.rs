@@ -837,8 +837,8 @@ async fn who_opens_many_streams_waits_for_others_after_every_few() {
         }
         let handled = Rc::clone(&one.handled);
         let most = most_in_a_turn(|| handled.get(), 100).await;
-        // Those whose turn has come, and as many that found nobody waiting.
-        assert!(most <= 16, "{most} at once");
+        // Those whose turn has come, twice as many when they came in pieces, and some that found few waiting.
+        assert!(most <= 24, "{most} at once");
         for answer in answers {
             assert_eq!(answer.await.unwrap().status(), 200);
         }

@@ -280,7 +280,7 @@ fn written_identity(identity: &Identity) -> &[u8] {
     let written = &identity.told.input;
     written.get_or_init(|| {
         let mut out = Vec::new();
-        value(&mut out, &identity.document);
+        value(&mut out, identity.document());
         out.into()
     })
 }

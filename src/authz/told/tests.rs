@@ -264,7 +264,7 @@ impl Asked {
             Kind::Portcullis => input::document(
                 question.request,
                 question.route,
-                question.identity.map(|identity| &identity.document),
+                question.identity.map(|identity| identity.document()),
                 question.hidden,
                 &Wanted::by(&[Vec::new()], self.reads_body),
             ),

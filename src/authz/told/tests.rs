@@ -624,3 +624,11 @@ fn values_of_a_query_are_masked() {
     assert_eq!(masked("é=ü&ö&"), "é=*&*&");
     assert_eq!(masked(""), "");
 }
+
+#[test]
+fn a_name_that_is_not_looked_into_holds_nothing_secret() {
+    for name in USUAL {
+        assert!(!holds_secret(name), "{name}");
+    }
+    assert!(is_secret_name("x-session-id"));
+}

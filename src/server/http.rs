@@ -59,9 +59,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const REST: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 1000 });
 /// How long tunnels have to say goodbye at the end of draining. Shorter than the worker's patience.
 const GOODBYE: Duration = Duration::from_millis(600);
-/// So much of an answer is relayed before everybody else on the core has a turn: about 0.3 ms of work. A
+/// So much of an answer is relayed before everybody else on the core has a turn: about 0.6 ms of work. A
 /// service and a client that are both fast would go on for 4 MiB otherwise.
-const TURN: usize = 512 * 1024;
+const TURN: usize = 1024 * 1024;
 /// How often a closing connection is looked at.
 const DRAIN_TICK: Duration = Duration::from_millis(50);
 

@@ -688,7 +688,7 @@ async fn a_parked_connection_holds_nothing_of_hyper_and_forgets_nothing() {
                 );
             }
             let mut text = vec![0; 1 << 16];
-            let mut text = tokio::io::ReadBuf::new(&mut text);
+            let mut text = ReadBuf::new(&mut text);
             poll_fn(|cx| {
                 let _ = Pin::new(&mut client).poll_read(cx, &mut text);
                 Poll::Ready(())

@@ -31,7 +31,7 @@ impl Wake for Told {
 
 impl Others {
     /// Ready when all others have had one turn; the next call begins another one.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll(&mut self, cx: &Context<'_>) -> Poll<()> {
         match &self.0 {
             Some(told) if told.over.load(Ordering::Relaxed) => {
                 self.0 = None;

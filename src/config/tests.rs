@@ -81,13 +81,21 @@ fn a_good_document_loads_with_its_defaults() {
     assert_eq!(loaded.warnings[0].line, Some(12));
     assert_eq!(loaded.snapshot.routes.iter().count(), 1);
     assert_eq!(loaded.snapshot.revision.len(), 16);
-    assert!(loaded.snapshot.effective.contains("head_timeout: 30s"));
+    assert!(
+        loaded
+            .snapshot
+            .effective
+            .yaml()
+            .unwrap()
+            .contains("head_timeout: 30s")
+    );
 }
 
 #[test]
 fn the_effective_document_loads_and_is_its_own_effective_document() {
-    let first = Folder::new().load(GOOD).unwrap().snapshot.effective;
-    let second = Folder::new().load(&first).unwrap().snapshot.effective;
+    let yaml = |loaded: Loaded| loaded.snapshot.effective.yaml().unwrap();
+    let first = yaml(Folder::new().load(GOOD).unwrap());
+    let second = yaml(Folder::new().load(&first).unwrap());
     assert_eq!(first, second);
 }
 
@@ -303,6 +311,10 @@ fn every_mistake_is_told_with_its_place_and_the_way_to_mend_it() {
                 "    policy: public\n    policy: orders\n",
             ),
             "13:5 routes[0].policy: the key is there twice, first on line 12 (remove one of the two, or rename it)",
+        ),
+        (
+            "{ \"a\": 1, \"a\": 2,\n \"a\": 3 }".to_owned(),
+            "1:11 a: the key is there twice, first on line 1 (remove one of the two, or rename it)",
         ),
         (
             with("  orders:\n", "  orders: {}\n  orders:\n"),
@@ -589,7 +601,13 @@ fn the_schema_accepts_what_loads() {
     let schema = schemars::schema_for!(Document).to_value();
     let mut texts = vec![
         GOOD.to_owned(),
-        Folder::new().load(GOOD).unwrap().snapshot.effective,
+        Folder::new()
+            .load(GOOD)
+            .unwrap()
+            .snapshot
+            .effective
+            .yaml()
+            .unwrap(),
     ];
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("gateway.yaml");
     texts.push(std::fs::read_to_string(example).unwrap());

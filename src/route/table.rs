@@ -1,5 +1,6 @@
 //! The index over all routes. See [`route`](super) for which route takes a request.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use super::template::Template;
 use super::{Match, Route};
 use crate::authz::Policy;
 use crate::request::{CanonicalPath, InboundRequest, Upgrade};
-use crate::schema::Compile;
+use crate::schema::{Compile, Turn};
 
 /// How many routes may share a host and a path template: each is asked in turn.
 const MAX_SHARING: usize = 256;
@@ -20,7 +21,8 @@ const MAX_SHARING: usize = 256;
 /// What a route asks of a request beside its host and path.
 #[derive(Debug)]
 pub(super) struct Conditions {
-    pub(super) methods: Vec<Method>,
+    /// Shared where a route names none: there may be thousands of them.
+    pub(super) methods: Cow<'static, [Method]>,
     pub(super) methods_named: bool,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     /// `None` for all.
@@ -131,6 +133,7 @@ impl Index {
         let mut by_host: BTreeMap<HostPattern, BTreeMap<String, Vec<usize>>> = BTreeMap::new();
         // Empty tails, indexed like templates, but only where no route says that path itself.
         let mut tails = by_host.clone();
+        let mut turn = Turn::begin();
         for (position, entry) in entries.iter().enumerate() {
             for host in &entry.hosts {
                 let paths = by_host.entry(host.clone()).or_default();
@@ -143,6 +146,7 @@ impl Index {
                     paths.entry(path).or_default().push(position);
                 }
             }
+            turn.pause();
         }
         for (host, mut templates) in by_host {
             for (path, positions) in tails.remove(&host).unwrap_or_default() {
@@ -200,6 +204,7 @@ impl Index {
 impl Paths {
     fn build(templates: BTreeMap<String, Vec<usize>>, entries: &[Entry], cx: &mut Compile) -> Self {
         let mut paths = Self::default();
+        let mut turn = Turn::begin();
         for (template, mut group) in templates {
             let rank = |index: &usize| entries.get(*index).map(|entry| entry.conditions.rank());
             // Stable: equal ones stay in the order of the file. That order never decides, since
@@ -213,6 +218,7 @@ impl Paths {
                 continue;
             }
             paths.groups.push(group);
+            turn.pause();
         }
         paths
     }

@@ -159,7 +159,8 @@ pub(super) fn compile(
         limit_names: &limit_names,
         upstreams: &upstreams,
     };
-    let routes = RouteTable::compile(&effective.routes, said.places, &parts, cx);
+    let before = previous.map(|old| &old.routes);
+    let routes = RouteTable::compile(&effective.routes, said.places, &parts, before, cx);
     let identity = cx.at("identity", |cx| {
         settings
             .identity

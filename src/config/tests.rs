@@ -470,6 +470,39 @@ fn aliases_within_bounds_are_followed() {
 }
 
 #[test]
+fn routes_that_apply_where_they_did_keep_their_index_and_others_do_not() {
+    let folder = Folder::new();
+    let first = folder.load(GOOD).unwrap().snapshot;
+    let more = "  - name: more\n    path: /more\n    authn: [anonymous]\n    policy: public\n    upstream: orders\n";
+    let changed = |text: String| {
+        std::fs::write(folder.file(), &text).unwrap();
+        let again = load(&folder.file(), Some(&first), &first.metrics).unwrap();
+        again.snapshot.routes.is_indexed_as(&first.routes)
+    };
+    assert!(changed(with("name: read", "name: other")));
+    assert!(changed(with(
+        "policy: public",
+        "policy: public\n    bounds: { max_body: 1KiB }"
+    )));
+    assert!(!changed(with(
+        "path: /orders/{id}",
+        "path: /orders/{other}"
+    )));
+    assert!(!changed(GOOD.to_owned() + more));
+    for said in [
+        "hosts: [a.example.test]",
+        "methods: [GET]",
+        "headers: { x-a: b }",
+        "listeners: [local]",
+        "upgrades: [connect]",
+    ] {
+        let said = format!("policy: public\n    {said}");
+        assert!(!changed(with("policy: public", &said)), "{said}");
+    }
+    assert!(changed(GOOD.to_owned()));
+}
+
+#[test]
 fn nesting_is_bounded() {
     for text in [
         "[".repeat(100_000),

@@ -160,11 +160,13 @@ pub struct Parts<'p> {
 }
 
 impl RouteTable {
-    /// Compiles all routes; `places` says where each stands in the document (`routes[3]`).
+    /// Compiles all routes; `places` says where each stands in the document (`routes[3]`), and `previous`
+    /// is the table that this one takes the place of.
     pub fn compile(
         routes: &[RouteConfig],
         places: Vec<String>,
         parts: &Parts<'_>,
+        previous: Option<&Self>,
         cx: &mut Compile,
     ) -> Self {
         let public = Policy::public();
@@ -198,7 +200,7 @@ impl RouteTable {
             entries.extend(entry);
             turn.pause();
         }
-        Self::build(entries, cx)
+        Self::build(entries, previous, cx)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::schema::{Compile, Turn};
 const MAX_SHARING: usize = 256;
 
 /// What a route asks of a request beside its host and path.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Conditions {
     /// Shared where a route names none: there may be thousands of them.
     pub(super) methods: Cow<'static, [Method]>,
@@ -53,6 +53,21 @@ pub(super) struct Entry {
     pub(super) place: String,
 }
 
+impl Entry {
+    /// Whether both are found by the same requests. Their names, and where they stand in the file, are for
+    /// messages alone.
+    fn applies_as(&self, other: &Self) -> bool {
+        let Self {
+            name: _,
+            template,
+            hosts,
+            conditions,
+            place: _,
+        } = self;
+        (template, hosts, conditions) == (&other.template, &other.hosts, &other.conditions)
+    }
+}
+
 /// All routes of a configuration, indexed.
 #[derive(Default)]
 pub struct RouteTable {
@@ -62,13 +77,24 @@ pub struct RouteTable {
 }
 
 impl RouteTable {
-    /// Indexes the routes and reports those that take each other's requests.
-    pub(super) fn build(routes: Vec<(Entry, Arc<Route>)>, cx: &mut Compile) -> Self {
-        let (entries, routes) = routes.into_iter().unzip();
-        Self {
-            routes,
-            index: Arc::new(Index::build(entries, cx)),
-        }
+    /// Indexes the routes and reports those that take each other's requests. The index of `previous` is
+    /// taken over when it would be the same: with thousands of routes it is most of what they take.
+    pub(super) fn build(
+        routes: Vec<(Entry, Arc<Route>)>,
+        previous: Option<&Self>,
+        cx: &mut Compile,
+    ) -> Self {
+        let (entries, routes): (Vec<Entry>, _) = routes.into_iter().unzip();
+        let index = match previous {
+            Some(previous) if previous.index.is_of(&entries) => Arc::clone(&previous.index),
+            Some(_) | None => Arc::new(Index::build(entries, cx)),
+        };
+        Self { routes, index }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_indexed_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.index, &other.index)
     }
 
     /// The same routes, with other policies where there are some; `None` for those that stay.
@@ -128,6 +154,12 @@ struct Paths {
 }
 
 impl Index {
+    /// Whether it leads to these, one by one. It was found to be without ties then.
+    fn is_of(&self, entries: &[Entry]) -> bool {
+        let pairs = self.entries.iter().zip(entries);
+        self.entries.len() == entries.len() && { pairs }.all(|(ours, other)| ours.applies_as(other))
+    }
+
     fn build(entries: Vec<Entry>, cx: &mut Compile) -> Self {
         let mut index = Self::default();
         let mut by_host: BTreeMap<HostPattern, BTreeMap<String, Vec<usize>>> = BTreeMap::new();

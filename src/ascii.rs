@@ -279,7 +279,7 @@ pub fn canonical(document: &Value) -> String {
 
 /// A member's name as a part of a JSON Pointer (RFC 6901) that stands in a text.
 pub fn pointer_part(out: &mut Vec<u8>, name: &str) {
-    if !name.bytes().any(|byte| matches!(byte, b'~' | b'/')) {
+    if memchr::memchr2(b'~', b'/', name.as_bytes()).is_none() {
         return inner(out, name, false);
     }
     inner(out, &name.replace('~', "~0").replace('/', "~1"), false);

@@ -682,28 +682,20 @@ fn grpc_message(text: &str) -> String {
 /// `RateLimit` and `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers), unless the answer has
 /// them already.
 pub fn quota_headers(quota: &Quota, headers: &mut http::HeaderMap) {
-    let Some(name) = &quota.name else {
+    let Some(terms) = &quota.terms else {
         return;
     };
     if headers.contains_key(RATE_LIMIT) {
         return;
     }
-    let field = |[(first, a), (second, b)]: [(&str, u64); 2]| {
-        let (mut left, mut right) = (itoa::Buffer::new(), itoa::Buffer::new());
-        let (a, b) = (left.format(a), right.format(b));
-        let length = 2 + name.len() + first.len() + a.len() + second.len() + b.len();
-        // Of exactly this size, or it would be copied once more.
-        let mut field = String::with_capacity(length);
-        for part in ["\"", name, "\"", first, a, second, b] {
-            field.push_str(part);
-        }
-        HeaderValue::try_from(field)
-    };
-    let policy = field([(";q=", quota.quota), (";w=", quota.window)]);
-    let state = field([(";r=", quota.remaining), (";t=", quota.reset)]);
-    for (name, value) in [(RATE_LIMIT_POLICY, policy), (RATE_LIMIT, state)] {
-        if let Ok(value) = value {
-            headers.insert(name, value);
-        }
+    let (mut left, mut right) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (remaining, reset) = (left.format(quota.remaining), right.format(quota.reset));
+    let parts = ["\"", &*terms.name, "\";r=", remaining, ";t=", reset];
+    // Of exactly this size, or it would be copied once more.
+    let mut state = String::with_capacity(parts.iter().map(|part| part.len()).sum());
+    state.extend(parts);
+    if let (Some(policy), Ok(state)) = (&terms.policy, HeaderValue::try_from(state)) {
+        headers.insert(RATE_LIMIT_POLICY, policy.clone());
+        headers.insert(RATE_LIMIT, state);
     }
 }

@@ -343,9 +343,9 @@ def knows_decision_cache(binary):
 
 
 def variants(tools, binary):
-    """The gateway in other moods, on one cell of S4 each."""
+    """The gateway in other moods, on some cells each."""
     here = os.path.dirname(os.path.abspath(__file__))
-    only = {"S4 h1 1000"}
+    s4, forwarding = {"S4 h1 1000"}, {"S0 h1 -", "S0 h2 -", "S1 h1 -", "S1 h2 -"}
 
     def quiet(document, place, scenario):
         document["audit"] = {"sink": "none"}
@@ -360,9 +360,9 @@ def variants(tools, binary):
                 document["policies"]["bench"] = policy
         return change
 
-    made = [("-quiet", "audit off", quiet), ("-60", "a policy of 60 lines", sixty(True)),
-            ("-60-uncached", "the same, decided anew each time", sixty(False))]
-    for suffix, says, change in made:
+    made = [("-quiet", "audit off", quiet, s4 | forwarding), ("-60", "a policy of 60 lines", sixty(True), s4),
+            ("-60-uncached", "the same, decided anew each time", sixty(False), s4)]
+    for suffix, says, change, only in made:
         gateway = peers.Gateway(tools, binary, "portcullis" + suffix, change=change, only=only)
         gateway.says = says
         yield gateway

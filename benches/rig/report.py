@@ -66,6 +66,9 @@ def targets(results):
             other, name = r.best(cell, FORWARDERS)
             ratio(f"{scenario} over {KINDS[kind]}, against the lower of nginx and HAProxy",
                   r.cpu(cell, GATEWAY), other, name, 1.0)
+            if r.cpu(cell, "portcullis-quiet"):
+                ratio("... without a record of each request, as the peers are (no target)",
+                      r.cpu(cell, "portcullis-quiet"), other, name, None)
     cell = "S4 h1 1000"
     mine = r.cpu(cell, GATEWAY)
     other, name = r.best("S1 h1 -", FORWARDERS)

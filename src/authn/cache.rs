@@ -1,10 +1,12 @@
 //! Tokens that were verified already, and tokens whose signature was found wrong.
 //!
-//! Keyed by SHA-256 of the token's bytes. A hit is believed only while its key is still among the
+//! Keyed by SHA-256 of the token's bytes. When there is no more room, a token is remembered at its second
+//! use. A hit is believed only while its key is still among the
 //! issuer's keys and the request's clock lies within the token's terms; a changed configuration
 //! brings a new cache. Proof of possession is not part of an entry: it is asked of every request.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use moka::Expiry;
@@ -71,6 +73,7 @@ pub(super) struct Bounds {
 pub(super) struct TokenCache {
     verified: Cache<Digest, Arc<Entry>>,
     refused: Cache<Digest, [u8; 32]>,
+    callers: Callers,
     bounds: Bounds,
 }
 
@@ -91,6 +94,7 @@ impl TokenCache {
                 .max_capacity(MAX_REFUSED)
                 .time_to_live(REFUSED_LIFETIME)
                 .build(),
+            callers: Callers::default(),
             bounds,
         }
     }
@@ -137,10 +141,18 @@ impl TokenCache {
             lifetime,
             weight,
         });
-        if self.is_on() {
+        if self.is_on() && self.admits(&digest, weight) {
             self.verified.insert(digest, Arc::clone(&entry));
         }
         entry
+    }
+
+    /// While there is room, every token is remembered; in a full cache only those that come again, for
+    /// tokens that are used once would push out those that are used often, and cost more to remember
+    /// and to forget than they save.
+    fn admits(&self, digest: &Digest, weight: u32) -> bool {
+        self.verified.weighted_size() + u64::from(weight) <= self.bounds.memory
+            || self.callers.came_before(digest)
     }
 
     /// Whether tokens are remembered at all.
@@ -168,6 +180,29 @@ impl TokenCache {
     }
 }
 
+/// Which tokens came while there was no room for them: marks, made of digests, in so many places.
+/// Two tokens that share a place forget each other; two that share a mark, one pair in 4 billion,
+/// cost a place in the cache.
+#[derive(Debug, Default)]
+struct Callers(OnceLock<Box<[AtomicU32]>>);
+
+impl Callers {
+    const PLACES: usize = 1 << 14;
+
+    /// Whether this token came before, and was not forgotten; from now on it did.
+    fn came_before(&self, digest: &Digest) -> bool {
+        let [a, b, c, d, e, f, g, h, ..] = *digest;
+        let place = usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or_default();
+        let mark = u32::from_le_bytes([e, f, g, h]);
+        let places = self
+            .0
+            .get_or_init(|| (0..Self::PLACES).map(|_| AtomicU32::new(0)).collect());
+        places
+            .get(place % Self::PLACES)
+            .is_some_and(|last| last.swap(mark, Ordering::Relaxed) == mark)
+    }
+}
+
 #[derive(Debug)]
 struct Lifetimes;
 
@@ -184,5 +219,53 @@ impl Expiry<Digest, Arc<Entry>> for Lifetimes {
         _: Option<Duration>,
     ) -> Option<Duration> {
         Some(entry.lifetime)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_cache_remembers_a_token_at_its_second_use_and_one_with_room_at_its_first() {
+        let bounds = Bounds {
+            entries: 2,
+            memory: 1 << 20,
+            lifetime: Duration::from_secs(100),
+        };
+        let cache = TokenCache::new(bounds);
+        let now = crate::clock::now();
+        let used = |token: u8| {
+            let digest = [token; 32];
+            let entry = cache.get(&digest, now, |_| true);
+            if entry.is_none() {
+                let until = now + Duration::from_secs(60);
+                let claims = crate::document::Value::new_object();
+                let identity = Identity::for_tests("alice", claims, until);
+                cache.keep(digest, identity, Terms::until(until), [0; 32], 100, now);
+            }
+            cache.verified.contains_key(&digest)
+        };
+        assert!(used(1) && used(2), "there was room");
+        assert_eq!(cache.counts().0, 2);
+        for token in 3..100 {
+            assert!(!used(token), "used once");
+        }
+        assert!(used(1) && used(2), "nobody pushed them out");
+        assert!(used(99), "used again");
+        assert!(cache.counts().0 <= 2);
+    }
+
+    #[test]
+    fn only_the_very_token_came_before() {
+        let callers = Callers::default();
+        assert!(!callers.came_before(&[1; 32]));
+        assert!(callers.came_before(&[1; 32]));
+        let mut other = [1; 32];
+        other[7] = 2;
+        assert!(!callers.came_before(&other), "another mark");
+        assert!(!callers.came_before(&[1; 32]), "it lost its place");
+        assert!(!callers.came_before(&[2; 32]));
+        assert!(callers.came_before(&[1; 32]));
     }
 }

@@ -4,16 +4,20 @@
 //! their outcome is believed until it was.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use super::code::{self, Refused, refused};
 use super::jws;
 use super::{Identity, Told};
+use crate::ascii;
 use crate::document::{self, Value};
 
 /// Longest subject, client, scope or role, in bytes.
 pub(super) const MAX_NAME: usize = 1024;
+
+/// So many names are compared with each other.
+const FEW_NAMES: usize = 8;
 
 /// Latest date that is one: the end of the year 9999. Later ones are milliseconds taken for
 /// seconds, or an attempt at "never".
@@ -220,29 +224,9 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    /// Makes the identity, with its part of the policy input.
+    /// Makes the identity.
     pub(super) fn seal(self) -> Identity {
         let id: Arc<str> = stable_id(&self.issuer, &self.subject).into();
-        let names = |names: &[Arc<str>]| {
-            Value::from(names.iter().map(document::string).collect::<Vec<_>>())
-        };
-        let optional =
-            |name: &Option<Arc<str>>| name.as_ref().map_or(Value::Null, document::string);
-        // In the order of their names, which is what an object is built from fastest.
-        let document = document::object([
-            ("claims", self.claims.clone()),
-            ("client", optional(&self.client)),
-            ("expires_at", rfc3339(self.expires_at)),
-            ("id", document::string(&id)),
-            ("issued_at", self.issued_at.map_or(Value::Null, rfc3339)),
-            ("issuer", document::string(&self.issuer)),
-            ("method", Value::from(self.method)),
-            ("roles", names(&self.roles)),
-            ("scopes", names(&self.scopes)),
-            ("source", document::string(&self.source)),
-            ("subject", document::string(&self.subject)),
-            ("token_id", optional(&self.token_id)),
-        ]);
         Identity {
             method: self.method,
             issuer: self.issuer,
@@ -260,12 +244,34 @@ impl Facts {
             issued_at: self.issued_at,
             expires_at: self.expires_at,
             valid_until: self.valid_until,
-            document,
             revocation: super::memo::Memo::default(),
             told: Told::default(),
+            document: OnceLock::new(),
             _seal: super::Seal,
         }
     }
+}
+
+/// The identity's part of the policy input.
+pub(super) fn document(identity: &Identity) -> Value {
+    let names =
+        |names: &[Arc<str>]| Value::from(names.iter().map(document::string).collect::<Vec<_>>());
+    let optional = |name: &Option<Arc<str>>| name.as_ref().map_or(Value::Null, document::string);
+    // In the order of their names, which is what an object is built from fastest.
+    document::object([
+        ("claims", identity.claims.clone()),
+        ("client", optional(&identity.client)),
+        ("expires_at", rfc3339(identity.expires_at)),
+        ("id", document::string(&identity.id)),
+        ("issued_at", identity.issued_at.map_or(Value::Null, rfc3339)),
+        ("issuer", document::string(&identity.issuer)),
+        ("method", Value::from(identity.method)),
+        ("roles", names(&identity.roles)),
+        ("scopes", names(&identity.scopes)),
+        ("source", document::string(&identity.source)),
+        ("subject", document::string(&identity.subject)),
+        ("token_id", optional(&identity.token_id)),
+    ])
 }
 
 /// A name for a subject that no other issuer's subject can have: `issuer|subject`, with `|` and
@@ -277,10 +283,9 @@ fn stable_id(issuer: &str, subject: &str) -> String {
 
 /// A time as text for policies.
 fn rfc3339(at: SystemTime) -> Value {
-    use time::format_description::well_known::Rfc3339;
-    time::OffsetDateTime::from(at)
-        .format(&Rfc3339)
-        .map_or(Value::Null, Value::from)
+    let mut text = Vec::new();
+    ascii::instant(&mut text, at);
+    String::from_utf8(text).map_or(Value::Null, Value::from)
 }
 
 /// Non-empty text of bounded length without control characters: it goes into headers, logs and
@@ -354,11 +359,24 @@ fn names_at(claims: &Value, path: &str, text: Text) -> Result<Vec<Arc<str>>, Ref
     if !names.iter().all(|name| is_name(name)) {
         return Err(wrong());
     }
+    Ok(once_each(names))
+}
+
+/// These names, each at its first place.
+fn once_each(mut names: Vec<Arc<str>>) -> Vec<Arc<str>> {
+    // Among a few, comparing all is cheaper than a tree; among many, somebody could make it costly.
+    if names.len() <= FEW_NAMES {
+        for nth in (1..names.len()).rev() {
+            let (before, rest) = names.split_at(nth);
+            if rest.first().is_some_and(|name| before.contains(name)) {
+                names.remove(nth);
+            }
+        }
+        return names;
+    }
     let mut seen = BTreeSet::new();
-    Ok(names
-        .into_iter()
-        .filter(|name| seen.insert(Arc::clone(name)))
-        .collect())
+    names.retain(|name| seen.insert(Arc::clone(name)));
+    names
 }
 
 /// A NumericDate (RFC 7519 section 2): a finite number, maybe with a fraction, from 1970 to 9999.
@@ -426,6 +444,20 @@ fn confirmation(claims: &Value) -> Result<Option<String>, Refused> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+impl Terms {
+    /// Terms of a token that is good until then.
+    pub(super) fn until(valid_until: SystemTime) -> Self {
+        Self {
+            valid_from: SystemTime::UNIX_EPOCH,
+            valid_until,
+            expires_at: valid_until,
+            issued_at: None,
+            certificate: None,
+        }
+    }
 }
 
 /// The words of a claim, for identities of tests.

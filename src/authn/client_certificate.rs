@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(&*identity.id, "CN=Acme CA|spiffe://acme.test/orders");
         assert_eq!(identity.expires_at, cert.not_after);
         assert_eq!(
-            document::at(&identity.document, "claims.sans.email"),
+            document::at(identity.document(), "claims.sans.email"),
             Some(&document::strings(["orders@acme.test"]))
         );
         cert.spiffe_id = None;

@@ -143,7 +143,7 @@ pub struct RefreshConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct CacheConfig {
-    /// Most tokens; 0 switches it off. Default: 10000.
+    /// Most tokens; 0 switches it off. A full cache takes a token at its second use. Default: 10000.
     pub entries: u32,
     /// Most memory. Default: `64MiB`.
     pub memory: Size,

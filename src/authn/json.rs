@@ -101,14 +101,40 @@ impl<'de> Visitor<'de> for Strict {
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
         let depth = self.deeper()?;
-        let mut object = BTreeMap::new();
-        while let Some(name) = members.next_key::<String>()? {
-            let value = members.next_value_seed(Self(depth))?;
-            if object.insert(Value::from(name), value).is_some() {
-                return Err(de::Error::custom("duplicate member"));
-            }
+        let mut object: Vec<(Value, Value)> = Vec::new();
+        while let Some(name) = members.next_key_seed(Name)? {
+            object.push((name, members.next_value_seed(Self(depth))?));
+        }
+        let named = object.len();
+        // In the order of their names: from a list, a tree is built at one go.
+        let object: BTreeMap<Value, Value> = object.into_iter().collect();
+        if object.len() < named {
+            return Err(de::Error::custom("duplicate member"));
         }
         Ok(Value::from(object))
+    }
+}
+
+/// Reads the name of a member.
+struct Name;
+
+impl<'de> DeserializeSeed<'de> for Name {
+    type Value = Value;
+
+    fn deserialize<D: de::Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Name {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the name of a member")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Value, E> {
+        Ok(Value::from(name))
     }
 }
 

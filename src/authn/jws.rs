@@ -3,6 +3,7 @@
 //! This stands in front of the library that checks signatures, because that one forgives what an
 //! attacker can use: it never looks at `crit` or `typ`, and takes the last of two equal members.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -21,6 +22,9 @@ pub(super) const MAX_KEY_ID: usize = 256;
 const FORBIDDEN: [&str; 10] = [
     "crit", "b64", "zip", "jku", "jwk", "x5u", "x5c", "enc", "epk", "p2c",
 ];
+
+/// Longest header, as sent, that is remembered.
+const MAX_REMEMBERED: usize = 1024;
 
 /// A token taken apart. Nothing in it is believed yet.
 #[derive(Debug)]
@@ -58,12 +62,60 @@ impl<'t> Jws<'t> {
         if header.is_empty() || signature.is_empty() {
             return Err(malformed("an empty part"));
         }
-        let header = decode(header).ok_or_else(|| malformed("header: not canonical base64url"))?;
+        let Header {
+            algorithm,
+            token_type,
+            key_id,
+        } = Header::read(header)?;
         let payload =
             decode(payload).ok_or_else(|| malformed("payload: not canonical base64url"))?;
         let signature_length = decode(signature)
             .ok_or_else(|| malformed("signature: not canonical base64url"))?
             .len();
+        Ok(Self {
+            algorithm,
+            token_type,
+            key_id,
+            payload,
+            signed,
+            signature,
+            signature_length,
+        })
+    }
+}
+
+/// What the header of a token says.
+#[derive(Debug, Clone)]
+struct Header {
+    algorithm: Arc<str>,
+    token_type: Option<Arc<str>>,
+    key_id: Option<Arc<str>>,
+}
+
+impl Header {
+    /// Reads a header as sent. All tokens that are signed with one key have the same, so that each
+    /// thread remembers the last good one by its text.
+    fn read(sent: &str) -> Result<Self, Refused> {
+        thread_local! {
+            static LAST: RefCell<Option<(Box<str>, Header)>> = const { RefCell::new(None) };
+        }
+        LAST.with_borrow_mut(|last| {
+            if let Some((text, header)) = last
+                && **text == *sent
+            {
+                return Ok(header.clone());
+            }
+            let header = Self::parse(sent)?;
+            if sent.len() <= MAX_REMEMBERED {
+                *last = Some((sent.into(), header.clone()));
+            }
+            Ok(header)
+        })
+    }
+
+    fn parse(sent: &str) -> Result<Self, Refused> {
+        let malformed = |what| refused(code::MALFORMED, what);
+        let header = decode(sent).ok_or_else(|| malformed("header: not canonical base64url"))?;
         let header = json::parse_object(&header)
             .map_err(|()| malformed("the header is not a strict JSON object"))?;
 
@@ -92,10 +144,6 @@ impl<'t> Jws<'t> {
             algorithm,
             token_type,
             key_id,
-            payload,
-            signed,
-            signature,
-            signature_length,
         })
     }
 }
@@ -196,6 +244,28 @@ mod tests {
         }
         // "{}" is `e30`; `e31` differs only in bits that belong to no byte.
         assert_eq!(refusal(&format!("{h}.e31.{s}")), "token.malformed");
+    }
+
+    #[test]
+    fn a_header_that_was_read_before_says_the_same_and_a_bad_one_is_refused_each_time() {
+        let good = token(r#"{"alg":"RS256","kid":"one","typ":"at+jwt"}"#);
+        let other = token(r#"{"alg":"RS256","kid":"two"}"#);
+        let bad = token(r#"{"alg":"RS256","kid":"one","typ":"at+jwt","crit":[]}"#);
+        for _ in 0..3 {
+            let read = Jws::parse(&good).unwrap();
+            assert_eq!(read.key_id.as_deref(), Some("one"));
+            assert_eq!(read.token_type.as_deref(), Some("at+jwt"));
+            assert_eq!(refusal(&bad), "token.header");
+            let read = Jws::parse(&other).unwrap();
+            assert_eq!(read.key_id.as_deref(), Some("two"));
+            assert_eq!(read.token_type, None);
+        }
+        // The rest of a token is looked at whatever its header.
+        let (header, _) = good.split_once('.').unwrap();
+        assert_eq!(refusal(&format!("{header}.=.c2ln")), "token.malformed");
+        assert_eq!(refusal(&format!("{header}.e30.=")), "token.malformed");
+        let long = format!(r#"{{"alg":"RS256","x":"{}"}}"#, "y".repeat(MAX_REMEMBERED));
+        assert!(Jws::parse(&token(&long)).is_ok());
     }
 
     #[test]

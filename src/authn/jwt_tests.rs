@@ -121,7 +121,7 @@ async fn the_identity_holds_what_the_mapping_says() {
     assert_eq!(texts(&identity.roles), ["admin", "user"]);
     assert_eq!(identity.key_id.as_deref(), Some("es"));
     assert_eq!(identity.token_id.as_deref(), Some("1"));
-    let at = |path| document::at(&identity.document, path).unwrap().clone();
+    let at = |path| document::at(identity.document(), path).unwrap().clone();
     assert_eq!(
         at("claims.realm_access.roles"),
         document::strings(["admin", "user"])

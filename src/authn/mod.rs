@@ -124,13 +124,19 @@ pub struct Identity {
     pub expires_at: SystemTime,
     /// Until when it is accepted: its end and its maximum age, with the leeway.
     pub valid_until: SystemTime,
-    /// The identity's part of the policy input, built once; see `authz::input`.
-    pub document: Value,
     /// What `revocation` remembers of it.
     pub revocation: memo::Memo,
     /// What is told of it.
     pub told: Told,
+    document: OnceLock<Value>,
     _seal: Seal,
+}
+
+impl Identity {
+    /// Its part of the policy input, built when it is first asked for; see `authz::input`.
+    pub fn document(&self) -> &Value {
+        self.document.get_or_init(|| claims::document(self))
+    }
 }
 
 /// What is told of an identity, the same for all of its requests: memos, each written at its first use

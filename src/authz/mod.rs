@@ -910,7 +910,7 @@ impl Compiled {
             Sees::Portcullis(wanted) => wanted,
             Sees::Envoy(want) => return envoy::document(question, want),
         };
-        let identity = question.identity.map(|identity| &identity.document);
+        let identity = question.identity.map(|identity| identity.document());
         let (request, route) = (question.request, question.route);
         input::document(request, route, identity, question.hidden, wanted)
     }

@@ -12,7 +12,7 @@ use governor::nanos::Nanos;
 use governor::state::keyed::ShrinkableKeyedStateStore;
 
 use super::store::{Budget, Meter, Shared, Store};
-use super::{Exceeded, Quota};
+use super::{Exceeded, Quota, Terms};
 
 /// A year: what a full bucket may take to refill. Beyond it the arithmetic of nanoseconds ends.
 const LONGEST_WINDOW: Duration = Duration::from_secs(366 * 86_400);
@@ -47,11 +47,13 @@ pub(super) struct Gcra {
     began: Nanos,
     interval: Duration,
     burst: NonZeroU32,
+    terms: Arc<Terms>,
 }
 
 impl Gcra {
     /// `None` when a full bucket would take longer than [`LONGEST_WINDOW`] to refill.
     pub(super) fn new(
+        name: &str,
         requests: u32,
         per: Duration,
         burst: u32,
@@ -64,47 +66,45 @@ impl Gcra {
         let quota = governor::Quota::with_period(interval)?.allow_burst(burst);
         let store = Arc::new(Store::new(budget));
         let began = meter.now();
+        let terms = Terms::new(name, burst.get().into(), seconds(window).max(1));
         (window <= LONGEST_WINDOW).then(|| Self {
             limiter: RateLimiter::new(quota, Shared(Arc::clone(&store)), meter),
             store,
             began,
             interval,
             burst,
+            terms: Arc::new(terms),
         })
     }
 
-    fn quota(&self, name: &Arc<str>, remaining: u32, reset: Duration) -> Quota {
+    fn quota(&self, remaining: u32, reset: Duration) -> Quota {
         Quota {
-            name: Some(Arc::clone(name)),
-            quota: self.burst.get().into(),
-            window: seconds(self.interval * self.burst.get()).max(1),
+            terms: Some(Arc::clone(&self.terms)),
             remaining: remaining.into(),
             reset: seconds(reset),
         }
     }
 
     /// What to tell somebody who has to wait this long.
-    pub(super) fn exceeded(&self, name: &Arc<str>, wait: Duration) -> Exceeded {
+    pub(super) fn exceeded(&self, wait: Duration) -> Exceeded {
         // What is missing now is this wait and all but one of the bucket's cells.
         let whole = wait + self.interval * (self.burst.get() - 1);
         Exceeded {
-            limit: Arc::clone(name),
+            limit: Arc::clone(&self.terms.name),
             retry_after: wait,
-            quota: self.quota(name, 0, whole),
+            quota: self.quota(0, whole),
         }
     }
 
     /// Counts one request.
-    pub(super) fn check(&self, name: &Arc<str>, key: u64) -> Result<Quota, Exceeded> {
+    pub(super) fn check(&self, key: u64) -> Result<Quota, Exceeded> {
         match self.limiter.check_key(&key) {
             Ok(state) => {
                 let remaining = state.remaining_burst_capacity();
                 let used = self.burst.get().saturating_sub(remaining);
-                Ok(self.quota(name, remaining, self.interval * used))
+                Ok(self.quota(remaining, self.interval * used))
             }
-            Err(until) => {
-                Err(self.exceeded(name, until.wait_time_from(self.limiter.clock().now())))
-            }
+            Err(until) => Err(self.exceeded(until.wait_time_from(self.limiter.clock().now()))),
         }
     }
 

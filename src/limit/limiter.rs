@@ -77,6 +77,7 @@ impl Limiter {
         meter: Meter,
     ) -> Option<Self> {
         let gcra = Gcra::new(
+            name,
             config.rate.requests(),
             config.rate.period(),
             config.burst.unwrap_or(config.rate.requests()),
@@ -118,7 +119,7 @@ impl Limiter {
     }
 
     pub(super) fn check(&self, facts: &Facts<'_>) -> Result<Quota, Exceeded> {
-        let checked = self.gcra.check(&self.name, self.key(facts));
+        let checked = self.gcra.check(self.key(facts));
         if checked.is_err() {
             self.metrics.limited(&self.name);
         }
@@ -201,7 +202,6 @@ impl Collected for Limiter {
 /// Slows down addresses that failed to authenticate too often.
 #[derive(Debug)]
 pub struct FailureLimiter {
-    name: Arc<str>,
     pub(super) config: FailureLimitConfig,
     prefixes: Prefixes,
     gcra: Gcra,
@@ -220,6 +220,7 @@ impl FailureLimiter {
         meter: Meter,
     ) -> Option<Self> {
         let gcra = Gcra::new(
+            Self::NAME,
             config.rate.requests(),
             config.rate.period(),
             config.burst,
@@ -227,7 +228,6 @@ impl FailureLimiter {
             meter,
         )?;
         Some(Self {
-            name: Self::NAME.into(),
             prefixes: Prefixes {
                 v4: config.ipv4_prefix,
                 v6: config.ipv6_prefix,
@@ -261,7 +261,7 @@ impl FailureLimiter {
             None => Ok(()),
             Some(wait) => {
                 self.metrics.limited(Self::NAME);
-                Err(self.gcra.exceeded(&self.name, wait))
+                Err(self.gcra.exceeded(wait))
             }
         }
     }
@@ -269,7 +269,7 @@ impl FailureLimiter {
     /// Counts one failure.
     pub(super) fn failed(&self, address: IpAddr) {
         // A request that was under way when the last cell was used cannot cost more than is there.
-        let _ = self.gcra.check(&self.name, self.key(address));
+        let _ = self.gcra.check(self.key(address));
     }
 
     fn key(&self, address: IpAddr) -> u64 {
@@ -333,7 +333,7 @@ impl AskedLimits {
 
     pub(super) fn check(&self, policy: &str, asked: &AskedLimit) -> Result<Quota, Exceeded> {
         let checked = match self.class((asked.rate, asked.per, asked.burst)) {
-            Some(gcra) => gcra.check(&self.name, self.seed.hash_one((policy, &asked.key))),
+            Some(gcra) => gcra.check(self.seed.hash_one((policy, &asked.key))),
             // A limit that cannot be kept (rate zero, absurd window, too many different rates) is
             // taken as used up: the policy asked for less, not for none.
             None => Err(Exceeded {
@@ -360,7 +360,9 @@ impl AskedLimits {
             return None;
         }
         let budget = Arc::clone(&self.budget);
-        let fresh = || Gcra::new(requests, per, burst, budget, self.meter.clone()).map(Arc::new);
+        let fresh = || {
+            Gcra::new(Self::NAME, requests, per, burst, budget, self.meter.clone()).map(Arc::new)
+        };
         match known.get(&class) {
             Some(gcra) => Some(Arc::clone(gcra)),
             None => {

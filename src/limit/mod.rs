@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header;
+use http::{HeaderValue, header};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -50,23 +50,43 @@ pub struct Exceeded {
 /// (draft-ietf-httpapi-ratelimit-headers).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quota {
-    /// The quota policy's name; `None` when nothing was counted.
-    pub name: Option<Arc<str>>,
-    /// `q`: requests in the window.
-    pub quota: u64,
-    /// `w`: the window in seconds.
-    pub window: u64,
+    /// What is allowed; `None` when nothing was counted.
+    pub terms: Option<Arc<Terms>>,
     /// `r`: requests left at this moment.
     pub remaining: u64,
     /// `t`: seconds until the quota is whole again.
     pub reset: u64,
 }
 
+/// What a limit allows, the same for all who are counted by it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The quota policy's name.
+    pub name: Arc<str>,
+    /// `q`: requests in the window.
+    pub quota: u64,
+    /// `w`: the window in seconds.
+    pub window: u64,
+    /// The value of `RateLimit-Policy`, which says these three; `None` if the name cannot stand in a field.
+    pub policy: Option<HeaderValue>,
+}
+
+impl Terms {
+    fn new(name: &str, quota: u64, window: u64) -> Self {
+        Self {
+            name: name.into(),
+            quota,
+            window,
+            policy: HeaderValue::try_from(format!("\"{name}\";q={quota};w={window}")).ok(),
+        }
+    }
+}
+
 impl Quota {
     /// The one of two that leaves fewer requests; the one that counted, when only one did.
     #[must_use]
     pub fn tighter(self, other: Self) -> Self {
-        if other.name.is_none() || (self.name.is_some() && self.remaining <= other.remaining) {
+        if other.terms.is_none() || (self.terms.is_some() && self.remaining <= other.remaining) {
             self
         } else {
             other

@@ -73,7 +73,9 @@ fn quota_counts_down_and_refills_with_time() {
     let facts = from("192.0.2.1");
     for remaining in [3, 2, 1, 0] {
         let quota = limit.check(&facts).unwrap();
-        assert_eq!((quota.quota, quota.window), (4, 2));
+        let terms = quota.terms.unwrap();
+        assert_eq!((terms.quota, terms.window), (4, 2));
+        assert_eq!(terms.policy.as_ref().unwrap(), "\"l\";q=4;w=2");
         assert_eq!(quota.remaining, remaining);
         assert_eq!(quota.reset, (4 - remaining).div_ceil(2));
     }
@@ -94,7 +96,8 @@ fn quota_counts_down_and_refills_with_time() {
 fn burst_defaults_to_the_number_of_the_rate() {
     let limit = limiter("{ by: address, rate: 3/m }", &Time::default());
     let quota = limit.check(&from("192.0.2.1")).unwrap();
-    assert_eq!((quota.quota, quota.window, quota.remaining), (3, 60, 2));
+    let terms = quota.terms.unwrap();
+    assert_eq!((terms.quota, terms.window, quota.remaining), (3, 60, 2));
 }
 
 #[test]
@@ -252,9 +255,18 @@ fn screen_counts_addresses_and_tells_the_tightest_quota() {
         ..Limits::default()
     };
     let request = request("192.0.2.1", &[]);
-    assert_eq!(limits.screen(&request).unwrap().quota, 2);
+    assert_eq!(limits.screen(&request).unwrap().terms.unwrap().quota, 2);
     assert_eq!(limits.screen(&request).unwrap().remaining, 0);
-    assert_eq!(limits.screen(&request).unwrap_err().quota.quota, 2);
+    assert_eq!(
+        limits
+            .screen(&request)
+            .unwrap_err()
+            .quota
+            .terms
+            .unwrap()
+            .quota,
+        2
+    );
 }
 
 #[test]
@@ -275,7 +287,12 @@ fn limits_that_policies_ask_for_are_kept_by_policy_key_and_rate() {
     assert!(ok("p", &ask("k", 2)));
     time.pass(60_000);
     assert_eq!(
-        asked.check("p", &ask("k", 1)).unwrap().name.as_deref(),
+        asked
+            .check("p", &ask("k", 1))
+            .unwrap()
+            .terms
+            .map(|terms| terms.name.to_string())
+            .as_deref(),
         Some("policy")
     );
 

@@ -19,7 +19,6 @@ use rustls_pki_types::{PrivateKeyDer, SubjectPublicKeyInfoDer};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::headers::source;
 use crate::authn::Caller;
 use crate::authz::{DecidedBy, Edits};
 use crate::body::{self, Body};
@@ -322,7 +321,7 @@ struct CallerClaims<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     subject: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    id: Option<Arc<str>>,
+    id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -434,7 +433,7 @@ impl Assertion {
                 method: identity.map_or("anonymous", |identity| identity.method),
                 issuer: identity.map(|identity| &*identity.issuer),
                 subject,
-                id: identity.map(|identity| source::id(identity)),
+                id: identity.map(|identity| &*identity.id),
                 client: identity.and_then(|identity| identity.client.as_deref()),
                 scopes: lists.map(|identity| identity.scopes.as_slice()),
                 roles: lists.map(|identity| identity.roles.as_slice()),

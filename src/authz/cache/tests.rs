@@ -73,7 +73,7 @@ impl Asked {
     }
 
     fn part(&self, hidden: &[HeaderName], wanted: &Wanted) -> Value {
-        let identity = self.caller.identity().map(|identity| &identity.document);
+        let identity = self.caller.identity().map(|identity| identity.document());
         input::document(&self.request, &self.facts(), identity, hidden, wanted).unwrap()
     }
 

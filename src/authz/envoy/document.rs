@@ -464,7 +464,7 @@ fn metadata(about: &Question<'_>, want: &Want) -> Value {
             let members = Members::of(want).with(&k.portcullis, |want| {
                 Members::of(want)
                     .with(&k.identity, |_| match about.identity {
-                        Some(identity) => identity.document.clone(),
+                        Some(identity) => identity.document().clone(),
                         None => Value::Null,
                     })
                     .with(&k.route, |_| input::route(about.route))

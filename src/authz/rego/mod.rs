@@ -40,10 +40,12 @@ use crate::authz::rego::host::Errors;
 use crate::authz::rego::lean::{Ended, Lean};
 use crate::authz::rego::memory::Watch;
 use crate::authz::rego::profile::{Ledger, Marked, Marks};
+use crate::authz::source::edit::Map;
 use crate::authz::source::guard;
 use crate::authz::source::kinds::{self, Names};
 use crate::authz::source::remark::Remark;
-use crate::authz::source::rewrite::{self, Map, Style};
+use crate::authz::source::rewrite::{self, Style};
+use crate::authz::source::templates;
 
 /// How many instructions pass between two looks at the clock.
 const CLOCK_INTERVAL: NonZeroU32 = NonZeroU32::new(64).expect("64 is not zero");
@@ -150,7 +152,7 @@ pub(in crate::authz) fn read(
     let mut names = Names::default();
     let mut texts: Vec<(&String, String)> = Vec::new();
     for (file, text) in sources {
-        let (map, text) = match rewrite::templates(text) {
+        let (map, text) = match templates::calls(text) {
             Ok(made) => made,
             Err(at) => {
                 remarks.push(Remark::error(

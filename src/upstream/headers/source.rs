@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::HeaderValue;
 
-use crate::authn::{Caller, Identity};
+use crate::authn::Caller;
 use crate::document::{self, Value};
 use crate::request::scan::Odd;
 use crate::tls::PeerCertificate;
@@ -117,7 +117,7 @@ impl Source {
         match self {
             Self::Subject => scalar(&identity.subject),
             Self::Issuer => scalar(&identity.issuer),
-            Self::Id => scalar(&id(identity)),
+            Self::Id => scalar(&identity.id),
             Self::Client => scalar(identity.client.as_deref()?),
             Self::Method => scalar(identity.method),
             Self::Scopes => list(identity.scopes.iter().map(|scope| &**scope)),
@@ -129,14 +129,6 @@ impl Source {
             Self::CertificateSpiffe => scalar(facts.certificate?.spiffe_id.as_deref()?),
             Self::Policy(_) | Self::Text(_) => None,
         }
-    }
-}
-
-/// The caller's id: the identity document's own, so that services and policies see the same one.
-pub(in crate::upstream) fn id(identity: &Identity) -> Arc<str> {
-    match document::member(&identity.document, "id").and_then(document::text) {
-        Some(id) => Arc::clone(id),
-        None => format!("{}/{}", identity.source, identity.subject).into(),
     }
 }
 

@@ -238,7 +238,7 @@ fn asked(engine: &mut regorus::Engine, case: &Case) -> Outcome {
     }
     host::begin(moment());
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let query = crate::authz::source::rewrite::templates(&case.query)
+        let query = crate::authz::source::templates::calls(&case.query)
             .unwrap()
             .1;
         engine.eval_query(query, false)

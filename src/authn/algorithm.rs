@@ -37,11 +37,11 @@ pub enum Algorithm {
     ES512,
     /// Ed25519.
     EdDSA,
-    /// HMAC with SHA-256; only with `keys.secret`.
+    /// HMAC with SHA-256, for shared secrets.
     HS256,
-    /// HMAC with SHA-384; only with `keys.secret`.
+    /// HMAC with SHA-384, for shared secrets.
     HS384,
-    /// HMAC with SHA-512; only with `keys.secret`.
+    /// HMAC with SHA-512, for shared secrets.
     HS512,
 }
 

@@ -455,7 +455,7 @@ impl Build {
 
 fn sign(algorithm: SigningAlgorithm, key: &Secret, message: &[u8]) -> Option<Vec<u8>> {
     use SigningAlgorithm as A;
-    if let Some(hash) = algorithm.secret() {
+    if let Some(hash) = signing::shared(algorithm) {
         let secret = key.expose();
         let fits = secret.len() >= 32 && !secret.starts_with(b"-----BEGIN");
         return fits.then(|| {

@@ -12,12 +12,12 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::archive::Files;
 use super::canonical;
 use super::fault::{Fault, Kind};
+pub use crate::authn::jwt::SignatureAlgorithm as SigningAlgorithm;
 use crate::schema::{ContentDigest, Secret};
 
 /// The file with the signature.
@@ -26,91 +26,40 @@ pub(super) const SIGNATURES: &str = ".signatures.json";
 /// Shortest shared secret, in bytes (RFC 7518 section 3.2 asks for the length of the hash).
 const MIN_SECRET: usize = 32;
 
-/// How a bundle is signed (RFC 7518, RFC 8037).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum SigningAlgorithm {
-    /// RSA, PKCS #1 1.5, SHA-256.
-    RS256,
-    /// RSA, PKCS #1 1.5, SHA-384.
-    RS384,
-    /// RSA, PKCS #1 1.5, SHA-512.
-    RS512,
-    /// RSA, PSS, SHA-256.
-    PS256,
-    /// RSA, PSS, SHA-384.
-    PS384,
-    /// RSA, PSS, SHA-512.
-    PS512,
-    /// ECDSA, P-256.
-    ES256,
-    /// ECDSA, P-384.
-    ES384,
-    /// ECDSA, P-521.
-    ES512,
-    /// Ed25519.
-    EdDSA,
-    /// A shared secret, SHA-256.
-    HS256,
-    /// A shared secret, SHA-384.
-    HS384,
-    /// A shared secret, SHA-512.
-    HS512,
+/// The hash of a shared secret; `None` for key pairs.
+pub(super) const fn shared(algorithm: SigningAlgorithm) -> Option<hmac::Algorithm> {
+    match algorithm {
+        SigningAlgorithm::HS256 => Some(hmac::HMAC_SHA256),
+        SigningAlgorithm::HS384 => Some(hmac::HMAC_SHA384),
+        SigningAlgorithm::HS512 => Some(hmac::HMAC_SHA512),
+        SigningAlgorithm::RS256
+        | SigningAlgorithm::RS384
+        | SigningAlgorithm::RS512
+        | SigningAlgorithm::PS256
+        | SigningAlgorithm::PS384
+        | SigningAlgorithm::PS512
+        | SigningAlgorithm::ES256
+        | SigningAlgorithm::ES384
+        | SigningAlgorithm::ES512
+        | SigningAlgorithm::EdDSA => None,
+    }
 }
 
-impl SigningAlgorithm {
-    /// Its name in a token's header.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::RS256 => "RS256",
-            Self::RS384 => "RS384",
-            Self::RS512 => "RS512",
-            Self::PS256 => "PS256",
-            Self::PS384 => "PS384",
-            Self::PS512 => "PS512",
-            Self::ES256 => "ES256",
-            Self::ES384 => "ES384",
-            Self::ES512 => "ES512",
-            Self::EdDSA => "EdDSA",
-            Self::HS256 => "HS256",
-            Self::HS384 => "HS384",
-            Self::HS512 => "HS512",
-        }
-    }
-
-    /// The hash of a shared secret; `None` for key pairs.
-    pub(super) const fn secret(self) -> Option<hmac::Algorithm> {
-        match self {
-            Self::HS256 => Some(hmac::HMAC_SHA256),
-            Self::HS384 => Some(hmac::HMAC_SHA384),
-            Self::HS512 => Some(hmac::HMAC_SHA512),
-            Self::RS256
-            | Self::RS384
-            | Self::RS512
-            | Self::PS256
-            | Self::PS384
-            | Self::PS512
-            | Self::ES256
-            | Self::ES384
-            | Self::ES512
-            | Self::EdDSA => None,
-        }
-    }
-
-    fn public(self) -> Option<&'static dyn signature::VerificationAlgorithm> {
-        Some(match self {
-            Self::RS256 => &signature::RSA_PKCS1_2048_8192_SHA256,
-            Self::RS384 => &signature::RSA_PKCS1_2048_8192_SHA384,
-            Self::RS512 => &signature::RSA_PKCS1_2048_8192_SHA512,
-            Self::PS256 => &signature::RSA_PSS_2048_8192_SHA256,
-            Self::PS384 => &signature::RSA_PSS_2048_8192_SHA384,
-            Self::PS512 => &signature::RSA_PSS_2048_8192_SHA512,
-            Self::ES256 => &signature::ECDSA_P256_SHA256_FIXED,
-            Self::ES384 => &signature::ECDSA_P384_SHA384_FIXED,
-            Self::ES512 => &signature::ECDSA_P521_SHA512_FIXED,
-            Self::EdDSA => &signature::ED25519,
-            Self::HS256 | Self::HS384 | Self::HS512 => return None,
-        })
-    }
+/// How signatures of a key pair are verified; `None` for shared secrets.
+fn public(algorithm: SigningAlgorithm) -> Option<&'static dyn signature::VerificationAlgorithm> {
+    Some(match algorithm {
+        SigningAlgorithm::RS256 => &signature::RSA_PKCS1_2048_8192_SHA256,
+        SigningAlgorithm::RS384 => &signature::RSA_PKCS1_2048_8192_SHA384,
+        SigningAlgorithm::RS512 => &signature::RSA_PKCS1_2048_8192_SHA512,
+        SigningAlgorithm::PS256 => &signature::RSA_PSS_2048_8192_SHA256,
+        SigningAlgorithm::PS384 => &signature::RSA_PSS_2048_8192_SHA384,
+        SigningAlgorithm::PS512 => &signature::RSA_PSS_2048_8192_SHA512,
+        SigningAlgorithm::ES256 => &signature::ECDSA_P256_SHA256_FIXED,
+        SigningAlgorithm::ES384 => &signature::ECDSA_P384_SHA384_FIXED,
+        SigningAlgorithm::ES512 => &signature::ECDSA_P521_SHA512_FIXED,
+        SigningAlgorithm::EdDSA => &signature::ED25519,
+        SigningAlgorithm::HS256 | SigningAlgorithm::HS384 | SigningAlgorithm::HS512 => return None,
+    })
 }
 
 /// A key that bundles are verified with.
@@ -134,7 +83,7 @@ impl Key {
     /// # Errors
     /// A sentence for the operator.
     pub(super) fn new(algorithm: SigningAlgorithm, content: &Secret) -> Result<Self, String> {
-        let material = match (algorithm.secret(), algorithm.public()) {
+        let material = match (shared(algorithm), public(algorithm)) {
             (Some(hash), _) => {
                 let secret = content.expose();
                 // Somebody mixed up the algorithms: a public key is no secret.
@@ -168,7 +117,7 @@ impl Key {
 
     #[cfg(test)]
     pub(super) fn short_secret(algorithm: SigningAlgorithm, secret: &[u8]) -> Self {
-        let hash = algorithm.secret().unwrap();
+        let hash = shared(algorithm).unwrap();
         Self {
             algorithm,
             mark: ContentDigest::of(b""),

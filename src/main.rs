@@ -399,7 +399,14 @@ fn check(file: &Path, format: Format, strict: bool, effective: bool) -> ExitCode
                 &mut io::stderr(),
                 &config::render(&problems, style(&io::stderr())),
             );
-            say(&mut out, document);
+            match document.yaml() {
+                Ok(text) => say(&mut out, &text),
+                Err(error) => {
+                    let text = format!("the effective document cannot be written: {error}\n");
+                    say(&mut io::stderr(), &text);
+                    return ExitCode::FAILURE;
+                }
+            }
         }
         (Format::Text, loaded) => {
             let text = config::render(&problems, style(&out));

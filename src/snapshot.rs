@@ -1,6 +1,7 @@
 //! One compiled configuration, immutable, and the pointer to the one in force. No parsing.
 
 use std::cell::RefCell;
+use std::fmt;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -29,6 +30,16 @@ use crate::telemetry::Tracing;
 use crate::upstream::Upstream;
 use crate::upstream::headers::IdentityHeaders;
 
+/// The document of a configuration, as operators see it.
+pub trait Effective: fmt::Debug + Send + Sync {
+    /// The document as YAML. Written anew each time: it is asked for seldom, and thousands of routes make
+    /// megabytes of text.
+    ///
+    /// # Errors
+    /// A sentence, when it cannot be written.
+    fn yaml(&self) -> Result<String, String>;
+}
+
 /// Everything a request needs, compiled from one configuration.
 #[derive(Debug)]
 pub struct Snapshot {
@@ -36,8 +47,8 @@ pub struct Snapshot {
     pub revision: Arc<str>,
     /// When it was compiled.
     pub compiled_at: SystemTime,
-    /// The effective document with defaults filled in, as YAML. Secrets are references in it.
-    pub effective: String,
+    /// What it was compiled from, with defaults filled in. Secrets are references in it.
+    pub effective: Arc<dyn Effective>,
     /// The files it was read from, for the reloader.
     pub files: Vec<PathBuf>,
     /// How requests are read.
@@ -89,7 +100,7 @@ impl Snapshot {
         Self {
             revision: Arc::clone(&self.revision),
             compiled_at: self.compiled_at,
-            effective: self.effective.clone(),
+            effective: Arc::clone(&self.effective),
             files: self.files.clone(),
             rules: self.rules.clone(),
             listeners: self.listeners.clone(),

@@ -78,10 +78,14 @@ pub(super) async fn find(state: &AdminState, method: &Method, uri: &Uri) -> Page
             let text = state.live.current().metrics.encode();
             page(StatusCode::OK, OPEN_METRICS, text)
         }
-        "/config" if reading => {
-            let text = state.live.current().effective.clone();
-            page(StatusCode::OK, YAML, text)
-        }
+        "/config" if reading => match state.live.current().effective.yaml() {
+            Ok(text) => page(StatusCode::OK, YAML, text),
+            Err(error) => {
+                tracing::error!(%error, "the effective document cannot be written");
+                let what = "the effective document cannot be written: see the log";
+                problem(StatusCode::INTERNAL_SERVER_ERROR, what)
+            }
+        },
         "/status" if reading => status(state),
         "/bundles" if reading => bundles(state),
         "/policies" if reading => policies(state),

@@ -14,18 +14,27 @@ use crate::request::Rules;
 use crate::revocation::Revocations;
 use crate::route::RouteTable;
 use crate::schema::Severity;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Effective, Snapshot};
 use crate::telemetry::Tracing;
 use crate::upstream::headers::IdentityHeaders;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
+
+#[derive(Debug)]
+struct Said(&'static str);
+
+impl Effective for Said {
+    fn yaml(&self) -> Result<String, String> {
+        Ok(self.0.to_owned())
+    }
+}
 
 fn snapshot() -> Snapshot {
     Snapshot {
         bundles: crate::bundle::Bundles::default(),
         revision: "rev1".into(),
         compiled_at: crate::clock::now(),
-        effective: "admin:\n  token: env:ADMIN_TOKEN\n".to_owned(),
+        effective: Arc::new(Said("admin:\n  token: env:ADMIN_TOKEN\n")),
         files: Vec::new(),
         rules: Rules::default(),
         listeners: [].into(),

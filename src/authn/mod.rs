@@ -289,8 +289,9 @@ impl Chain {
         let jwt = Arc::new(jwt::Jwt::new(trusted));
         let methods = order
             .into_iter()
-            .map(|method| method.unwrap_or_else(|| Method::Jwt(Arc::clone(&jwt))))
-            .collect();
+            .map(|method| method.unwrap_or_else(|| Method::Jwt(Arc::clone(&jwt))));
+        let mut methods: Vec<_> = methods.collect();
+        methods.shrink_to_fit();
         Some(Self { methods })
     }
 

@@ -92,7 +92,7 @@ fn of_parts(
     match compiled {
         Some((compiled, whole)) if !problems.iter().any(broken) => Ok(Loaded {
             snapshot: compiled.snapshot,
-            document: whole,
+            document: Arc::new(whole),
             admin: compiled.admin,
             warnings: problems,
         }),

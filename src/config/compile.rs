@@ -34,7 +34,7 @@ const RESERVED: [&str; 4] = [
 #[derive(Debug)]
 pub(super) struct Compiled {
     pub(super) snapshot: Snapshot,
-    pub(super) document: Document,
+    pub(super) document: Arc<Document>,
     pub(super) admin: Admin,
 }
 
@@ -159,7 +159,8 @@ pub(super) fn compile(
         limit_names: &limit_names,
         upstreams: &upstreams,
     };
-    let routes = RouteTable::compile(&effective.routes, said.places, &parts, cx);
+    let before = previous.map(|old| &old.routes);
+    let routes = RouteTable::compile(&effective.routes, said.places, &parts, before, cx);
     let identity = cx.at("identity", |cx| {
         settings
             .identity
@@ -197,13 +198,6 @@ pub(super) fn compile(
     if cx.errors() > 0 {
         return None;
     }
-    let text = match serde_yaml::to_string(&effective) {
-        Ok(text) => text,
-        Err(error) => {
-            cx.problem(format!("the effective document cannot be written: {error}"));
-            return None;
-        }
-    };
     // Everything was read by now, so the digest covers what was compiled.
     let revision = revision(bytes, cx.digest());
     let identity = kept(identity, "identity", cx)?;
@@ -222,10 +216,11 @@ pub(super) fn compile(
         candidate_settings.time,
         book,
     );
+    let document = Arc::new(effective);
     let snapshot = Snapshot {
         revision: revision.into(),
         compiled_at: clock::now(),
-        effective: text,
+        effective: Arc::<Document>::clone(&document),
         files: std::iter::once(file.to_path_buf())
             .chain(cx.watched().map(Path::to_path_buf))
             .collect(),
@@ -253,7 +248,7 @@ pub(super) fn compile(
     };
     Some(Compiled {
         snapshot,
-        document: effective,
+        document,
         admin: kept(admin, "admin", cx)?,
     })
 }

@@ -17,6 +17,7 @@ use crate::listener::ListenerConfig;
 use crate::revocation::RevocationConfig;
 use crate::route::RouteConfig;
 use crate::schema::{Named, Network, Share, Span};
+use crate::snapshot::Effective;
 use crate::telemetry::TelemetryConfig;
 use crate::upstream::UpstreamConfig;
 use crate::upstream::headers::IdentityConfig;
@@ -101,6 +102,12 @@ const fn thirty_seconds() -> Span {
 
 const fn usual_time() -> Share {
     USUAL_TIME
+}
+
+impl Effective for Document {
+    fn yaml(&self) -> Result<String, String> {
+        serde_yaml::to_string(self).map_err(|error| error.to_string())
+    }
 }
 
 impl Document {

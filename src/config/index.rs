@@ -7,11 +7,13 @@
 //! nesting or aliases beyond bounds. Where the two parsers should ever disagree, the values are
 //! those of `serde_yaml`, and only a position is off.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Parser, Span};
+use saphyr_parser::{Event, Marker, Parser};
 
-use crate::schema::{Position, Positions};
+use super::portions::{Item, List};
+use crate::schema::{Position, Positions, Turn};
 
 /// How deep blocks may nest.
 pub(super) const MAX_DEPTH: usize = 32;
@@ -22,6 +24,12 @@ pub(super) const MAX_NODES: usize = 500_000;
 /// How many aliases (`*name`) a document may have.
 pub(super) const MAX_ALIASES: usize = 1_000;
 
+/// The list that may be read item by item.
+const ROUTES: &str = "routes";
+
+/// How many events are taken before the clock is looked at.
+const EVENTS: usize = 64;
+
 /// A mistake in the text itself.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Fault {
@@ -31,9 +39,18 @@ pub(super) struct Fault {
     pub(super) help: Option<String>,
 }
 
-/// Goes over the text once and finds every fault.
-pub(super) fn faults(text: &str) -> Vec<Fault> {
-    scan(text, None).faults
+/// Goes over the text once and finds every fault; in a text without any, also where its routes stand,
+/// if all of them are blocks that can be read apart from the rest.
+pub(super) fn look(text: &str) -> (Vec<Fault>, Option<List>) {
+    let scan = scan(text, None);
+    let list = scan
+        .routes
+        .filter(|_| scan.faults.is_empty() && scan.documents == 1 && scan.anchors.is_empty());
+    let list = list.map(|list| List {
+        values: scan.nodes,
+        ..list
+    });
+    (scan.faults, list)
 }
 
 /// Where the parts of a text stand, as far as it can be read. With many routes this is larger than all
@@ -53,20 +70,30 @@ fn scan(text: &str, positions: Option<Positions>) -> Scan {
         scan.faults.push(fault);
         return scan;
     }
-    for event in Parser::new_from_str(text) {
+    let (text, ahead) = begun(text);
+    let position = |at: &Marker| Position {
+        line: at.line(),
+        column: match at.line() {
+            1 => at.col().saturating_sub(ahead) + 1,
+            _ => at.col() + 1,
+        },
+    };
+    let mut turn = Turn::begin();
+    for (number, event) in Parser::new_from_str(&text).enumerate() {
+        if number % EVENTS == 0 {
+            turn.pause();
+        }
         match event {
             Ok((event, span)) => {
-                if scan.event(event, span).is_none() {
+                let character = span.start.index().saturating_sub(ahead);
+                let at = position(&span.start);
+                if scan.event(event, at, character).is_none() {
                     break;
                 }
             }
             Err(error) => {
-                let marker = error.marker();
                 scan.faults.push(Fault {
-                    at: Some(Position {
-                        line: marker.line(),
-                        column: marker.col() + 1,
-                    }),
+                    at: Some(position(error.marker())),
                     path: String::new(),
                     message: format!("this is not YAML: {}", error.info()),
                     help: Some("check indentation, quotes and brackets around here".to_owned()),
@@ -76,6 +103,20 @@ fn scan(text: &str, positions: Option<Positions>) -> Scan {
         }
     }
     scan
+}
+
+/// The text as it is parsed, and how many characters its first line has more.
+///
+/// A `{` with nothing before it may open a key, and the parser holds all that follows back until it
+/// knows: the whole of a document that is written as JSON, at about 30 times its size. Behind the mark
+/// that begins a document it opens no key.
+fn begun(text: &str) -> (Cow<'_, str>, usize) {
+    const MARK: &str = "--- ";
+    if text.starts_with(['{', '[']) {
+        (Cow::Owned([MARK, text].concat()), MARK.len())
+    } else {
+        (Cow::Borrowed(text), 0)
+    }
 }
 
 /// Control characters are not YAML, and parsers treat them differently.
@@ -114,6 +155,8 @@ struct Scan {
     aliases: usize,
     /// Anchor to the number of values under it.
     anchors: HashMap<usize, usize>,
+    /// The items of the root's `routes`.
+    routes: Option<List>,
 }
 
 #[derive(Debug)]
@@ -140,11 +183,7 @@ enum Kind {
 
 impl Scan {
     /// Takes one event; `None` when it makes no sense to go on.
-    fn event(&mut self, event: Event<'_>, span: Span) -> Option<()> {
-        let at = Position {
-            line: span.start.line(),
-            column: span.start.col() + 1,
-        };
+    fn event(&mut self, event: Event<'_>, at: Position, character: usize) -> Option<()> {
         match event {
             Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => {}
             Event::DocumentStart(_) => {
@@ -190,6 +229,7 @@ impl Scan {
             }
             Event::SequenceStart(anchor, tag) => {
                 self.open(at, anchor, tag.is_some(), Kind::Sequence { next: 0 })?;
+                self.opened(character, at);
             }
             Event::MappingStart(anchor, tag) => {
                 let kind = Kind::Mapping {
@@ -197,8 +237,9 @@ impl Scan {
                     key: None,
                 };
                 self.open(at, anchor, tag.is_some(), kind)?;
+                self.opened(character, at);
             }
-            Event::SequenceEnd | Event::MappingEnd => self.close(),
+            Event::SequenceEnd | Event::MappingEnd => self.close(character),
         }
         if self.nodes > MAX_NODES {
             let message = format!("the file has more than {MAX_NODES} values, aliases written out");
@@ -337,11 +378,52 @@ impl Scan {
         Some(())
     }
 
-    fn close(&mut self) {
-        if let Some(frame) = self.stack.pop()
-            && frame.anchor != 0
-        {
-            self.anchors.insert(frame.anchor, self.nodes - frame.began);
+    /// A block has been opened that begins with this character: notes the root's `routes` and their items.
+    fn opened(&mut self, character: usize, at: Position) {
+        let place = character..character;
+        match self.stack.as_slice() {
+            [_, list] if matches!(list.kind, Kind::Sequence { .. }) && list.path == ROUTES => {
+                self.routes = Some(List {
+                    begin: character,
+                    ..List::default()
+                });
+            }
+            [_, list, item] if list.path == ROUTES => {
+                if let (Some(routes), Kind::Mapping { .. }) = (&mut self.routes, &item.kind) {
+                    let column = at.column - 1;
+                    routes.items.push(Item {
+                        place,
+                        column,
+                        values: 0,
+                    });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn close(&mut self, character: usize) {
+        let Some(frame) = self.stack.pop() else {
+            return;
+        };
+        let values = self.nodes - frame.began;
+        if frame.anchor != 0 {
+            self.anchors.insert(frame.anchor, values);
+        }
+        match (&mut self.routes, self.stack.as_slice(), &frame.kind) {
+            (Some(routes), [_, list], Kind::Mapping { .. }) if list.path == ROUTES => {
+                if let Some(item) = routes.items.last_mut() {
+                    item.place.end = character;
+                    item.values = values;
+                }
+            }
+            // Some of them are no blocks.
+            (Some(routes), [_], Kind::Sequence { next })
+                if frame.path == ROUTES && routes.items.len() != *next =>
+            {
+                self.routes = None;
+            }
+            _ => {}
         }
     }
 }

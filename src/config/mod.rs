@@ -2,7 +2,7 @@
 //!
 //! [`load`] goes in three steps, and each reports everything it finds:
 //! text to shape (`index`: positions, duplicate keys, bombs), shape to [`Document`] (`read`, entry
-//! by entry), document to [`Snapshot`] (`compile`, each room its own part). No section is parsed
+//! by entry; `portions`, thousands of routes one by one), document to [`Snapshot`] (`compile`, each room its own part). No section is parsed
 //! here; its meaning lives in the room that owns it.
 
 mod apart;
@@ -12,6 +12,7 @@ mod compile;
 mod document;
 mod index;
 mod lint;
+mod portions;
 mod read;
 pub mod reload;
 mod render;
@@ -42,7 +43,7 @@ pub struct Loaded {
     /// What to put in force.
     pub snapshot: Snapshot,
     /// The document it was compiled from, defaults filled in; some of it counts at start only.
-    pub document: Document,
+    pub document: Arc<Document>,
     /// The admin listener, opened at start.
     pub admin: Admin,
     /// What the operator should know all the same.
@@ -155,13 +156,16 @@ fn revision(document: &[u8], files: ContentDigest) -> String {
 fn document_bytes(file: &Path) -> Result<Vec<u8>, String> {
     let cannot = |error: std::io::Error| format!("cannot read {}: {error}", file.display());
     // Asked before opening: opening a pipe would wait for its other end.
-    if !std::fs::metadata(file).map_err(cannot)?.is_file() {
+    let about = std::fs::metadata(file).map_err(cannot)?;
+    if !about.is_file() {
         return Err(format!(
             "cannot read {}: it is not a regular file",
             file.display()
         ));
     }
-    let mut bytes = Vec::new();
+    // One more, or finding the end would double it.
+    let size = about.len().min(MAX_DOCUMENT) + 1;
+    let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
     File::open(file)
         .and_then(|open| open.take(MAX_DOCUMENT + 1).read_to_end(&mut bytes))
         .map_err(cannot)?;

@@ -10,6 +10,7 @@ use serde_yaml::{Mapping, Value};
 
 use super::document::Document;
 use super::index::{self, position_of};
+use super::portions::{self, Apart, List};
 use super::salvage;
 use crate::route::{RouteConfig, name_fault};
 use crate::schema::{Compile, Named, Placed, Position, Problem, Severity};
@@ -82,9 +83,13 @@ pub(super) fn text<'b>(file: &Path, bytes: &'b [u8], cx: &mut Compile) -> Option
 /// Reads the document. `None` when its text or its root is no good; everything else is reported
 /// and read as far as possible, so that later steps find their problems too.
 pub(super) fn document(file: &Path, text: &str, cx: &mut Compile) -> Option<Said> {
-    let value = value(file, text, cx)?;
+    let list = sound(file, text, cx)?;
+    let (value, apart) = match list.and_then(|list| portions::read(text, &list)) {
+        Some(Apart { rest, routes }) => (rest, Some(routes)),
+        None => (whole(file, text, cx)?, None),
+    };
     match value {
-        Value::Mapping(root) => Some(sections(root, cx)),
+        Value::Mapping(root) => Some(sections(root, apart, cx)),
         Value::Null => {
             cx.problem_help(
                 "the file is empty",
@@ -106,7 +111,15 @@ pub(super) fn document(file: &Path, text: &str, cx: &mut Compile) -> Option<Said
 /// Reads the text's value, and lets the context know where its parts stand. `None` when it has faults,
 /// which are reported.
 pub(super) fn value(file: &Path, text: &str, cx: &mut Compile) -> Option<Value> {
-    let faults = index::faults(text);
+    sound(file, text, cx)?;
+    whole(file, text, cx)
+}
+
+/// Looks for faults of the text, and lets the context know where its parts stand. `None` when there are
+/// some, which are reported; otherwise its routes, if they can be read apart.
+#[expect(clippy::option_option, reason = "a text may be sound and have none")]
+fn sound(file: &Path, text: &str, cx: &mut Compile) -> Option<Option<List>> {
+    let (faults, list) = index::look(text);
     let placed = Placed::new(text.to_owned(), index::positions);
     replace_context(cx, |cx| cx.with_positions(Arc::new(placed)));
     let broken = !faults.is_empty();
@@ -125,6 +138,10 @@ pub(super) fn value(file: &Path, text: &str, cx: &mut Compile) -> Option<Value> 
         // Values of a file with duplicate keys or broken syntax would only give wrong problems.
         return None;
     }
+    Some(list)
+}
+
+fn whole(file: &Path, text: &str, cx: &mut Compile) -> Option<Value> {
     match serde_yaml::from_str(text) {
         Ok(value) => Some(value),
         Err(error) => {
@@ -153,7 +170,7 @@ fn replace_context(cx: &mut Compile, change: impl FnOnce(Compile) -> Compile) {
     *cx = change(taken);
 }
 
-fn sections(mut root: Mapping, cx: &mut Compile) -> Said {
+fn sections(mut root: Mapping, apart: Option<Vec<RouteConfig>>, cx: &mut Compile) -> Said {
     let listeners = blocks(&mut root, "listeners", cx);
     let issuers = blocks(&mut root, "issuers", cx);
     let bundles = blocks(&mut root, "bundles", cx);
@@ -161,7 +178,10 @@ fn sections(mut root: Mapping, cx: &mut Compile) -> Said {
     let candidates = blocks(&mut root, "candidates", cx);
     let limits = blocks(&mut root, "limits", cx);
     let upstreams = blocks(&mut root, "upstreams", cx);
-    let (places, routes) = routes(&mut root, cx).into_iter().unzip();
+    let (places, routes) = match apart {
+        Some(routes) => ((0..routes.len()).map(place).collect(), routes),
+        None => routes(&mut root, cx).into_iter().unzip(),
+    };
     // Mandatory in the schema, and read above.
     root.insert("listeners".into(), Value::Mapping(Mapping::new()));
     root.insert("routes".into(), Value::Sequence(Vec::new()));
@@ -231,6 +251,10 @@ fn blocks<T: DeserializeOwned + JsonSchema>(
     blocks
 }
 
+fn place(index: usize) -> String {
+    format!("routes[{index}]")
+}
+
 fn routes(root: &mut Mapping, cx: &mut Compile) -> Vec<(String, RouteConfig)> {
     let items = match root.remove("routes") {
         None | Some(Value::Null) => Vec::new(),
@@ -261,7 +285,7 @@ fn routes(root: &mut Mapping, cx: &mut Compile) -> Vec<(String, RouteConfig)> {
     }
     let mut routes = Vec::with_capacity(items.len());
     for (index, item) in items.into_iter().enumerate() {
-        let place = format!("routes[{index}]");
+        let place = place(index);
         if let Some(route) = cx.at(place.clone(), |cx| {
             salvage::read::<RouteConfig>(item, cx).clean()
         }) {

@@ -81,13 +81,21 @@ fn a_good_document_loads_with_its_defaults() {
     assert_eq!(loaded.warnings[0].line, Some(12));
     assert_eq!(loaded.snapshot.routes.iter().count(), 1);
     assert_eq!(loaded.snapshot.revision.len(), 16);
-    assert!(loaded.snapshot.effective.contains("head_timeout: 30s"));
+    assert!(
+        loaded
+            .snapshot
+            .effective
+            .yaml()
+            .unwrap()
+            .contains("head_timeout: 30s")
+    );
 }
 
 #[test]
 fn the_effective_document_loads_and_is_its_own_effective_document() {
-    let first = Folder::new().load(GOOD).unwrap().snapshot.effective;
-    let second = Folder::new().load(&first).unwrap().snapshot.effective;
+    let yaml = |loaded: Loaded| loaded.snapshot.effective.yaml().unwrap();
+    let first = yaml(Folder::new().load(GOOD).unwrap());
+    let second = yaml(Folder::new().load(&first).unwrap());
     assert_eq!(first, second);
 }
 
@@ -305,6 +313,10 @@ fn every_mistake_is_told_with_its_place_and_the_way_to_mend_it() {
             "13:5 routes[0].policy: the key is there twice, first on line 12 (remove one of the two, or rename it)",
         ),
         (
+            "{ \"a\": 1, \"a\": 2,\n \"a\": 3 }".to_owned(),
+            "1:11 a: the key is there twice, first on line 1 (remove one of the two, or rename it)",
+        ),
+        (
             with("  orders:\n", "  orders: {}\n  orders:\n"),
             "7:3 upstreams.orders: the key is there twice, first on line 6 (remove one of the two, or rename it)",
         ),
@@ -458,6 +470,39 @@ fn aliases_within_bounds_are_followed() {
 }
 
 #[test]
+fn routes_that_apply_where_they_did_keep_their_index_and_others_do_not() {
+    let folder = Folder::new();
+    let first = folder.load(GOOD).unwrap().snapshot;
+    let more = "  - name: more\n    path: /more\n    authn: [anonymous]\n    policy: public\n    upstream: orders\n";
+    let changed = |text: String| {
+        std::fs::write(folder.file(), &text).unwrap();
+        let again = load(&folder.file(), Some(&first), &first.metrics).unwrap();
+        again.snapshot.routes.is_indexed_as(&first.routes)
+    };
+    assert!(changed(with("name: read", "name: other")));
+    assert!(changed(with(
+        "policy: public",
+        "policy: public\n    bounds: { max_body: 1KiB }"
+    )));
+    assert!(!changed(with(
+        "path: /orders/{id}",
+        "path: /orders/{other}"
+    )));
+    assert!(!changed(GOOD.to_owned() + more));
+    for said in [
+        "hosts: [a.example.test]",
+        "methods: [GET]",
+        "headers: { x-a: b }",
+        "listeners: [local]",
+        "upgrades: [connect]",
+    ] {
+        let said = format!("policy: public\n    {said}");
+        assert!(!changed(with("policy: public", &said)), "{said}");
+    }
+    assert!(changed(GOOD.to_owned()));
+}
+
+#[test]
 fn nesting_is_bounded() {
     for text in [
         "[".repeat(100_000),
@@ -589,7 +634,13 @@ fn the_schema_accepts_what_loads() {
     let schema = schemars::schema_for!(Document).to_value();
     let mut texts = vec![
         GOOD.to_owned(),
-        Folder::new().load(GOOD).unwrap().snapshot.effective,
+        Folder::new()
+            .load(GOOD)
+            .unwrap()
+            .snapshot
+            .effective
+            .yaml()
+            .unwrap(),
     ];
     let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("gateway.yaml");
     texts.push(std::fs::read_to_string(example).unwrap());

@@ -23,7 +23,9 @@ impl Lines {
 
 impl FromIterator<(HeaderName, HeaderValue)> for Lines {
     fn from_iter<T: IntoIterator<Item = (HeaderName, HeaderValue)>>(fields: T) -> Self {
-        let fields: Vec<_> = fields.into_iter().collect();
+        let mut fields: Vec<_> = fields.into_iter().collect();
+        // A connection keeps them for as long as it is open.
+        fields.shrink_to_fit();
         let mut text = Vec::new();
         for (name, value) in &fields {
             for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {

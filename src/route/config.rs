@@ -1,5 +1,6 @@
 //! The `routes` section: what is said, and what is needed.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -21,7 +22,7 @@ use crate::listener::Listener;
 use crate::metrics::RouteCounts;
 use crate::request::{Host, PathRules};
 use crate::revocation::RouteRevocationConfig;
-use crate::schema::{Compile, Named, Span, known_names};
+use crate::schema::{Compile, Named, Span, Turn, known_names};
 use crate::tunnel::{TunnelConfig, UpgradeName};
 use crate::upstream::{Bounds, Upstream};
 
@@ -159,16 +160,19 @@ pub struct Parts<'p> {
 }
 
 impl RouteTable {
-    /// Compiles all routes; `places` says where each stands in the document (`routes[3]`).
+    /// Compiles all routes; `places` says where each stands in the document (`routes[3]`), and `previous`
+    /// is the table that this one takes the place of.
     pub fn compile(
         routes: &[RouteConfig],
         places: Vec<String>,
         parts: &Parts<'_>,
+        previous: Option<&Self>,
         cx: &mut Compile,
     ) -> Self {
         let public = Policy::public();
         let mut names: BTreeMap<String, String> = BTreeMap::new();
         let mut entries = Vec::with_capacity(routes.len());
+        let mut turn = Turn::begin();
         for (place, route) in places.into_iter().zip(routes) {
             if let Some(first) = names.get(&route.name) {
                 let line = cx
@@ -194,8 +198,9 @@ impl RouteTable {
                 entry
             });
             entries.extend(entry);
+            turn.pause();
         }
-        Self::build(entries, cx)
+        Self::build(entries, previous, cx)
     }
 }
 
@@ -374,9 +379,10 @@ fn host(text: &str, cx: &mut Compile) -> Option<HostPattern> {
     }
 }
 
-fn methods(said: Option<&[String]>, cx: &mut Compile) -> Option<Vec<Method>> {
+fn methods(said: Option<&[String]>, cx: &mut Compile) -> Option<Cow<'static, [Method]>> {
+    static USUAL: [Method; 7] = DEFAULT_METHODS;
     let Some(said) = said else {
-        return Some(DEFAULT_METHODS.to_vec());
+        return Some(Cow::Borrowed(&USUAL));
     };
     if said.is_empty() {
         cx.problem_help(
@@ -419,7 +425,7 @@ fn methods(said: Option<&[String]>, cx: &mut Compile) -> Option<Vec<Method>> {
             }
         });
     }
-    (methods.len() == said.len()).then_some(methods)
+    (methods.len() == said.len()).then_some(Cow::Owned(methods))
 }
 
 fn headers(said: &Named<String>, cx: &mut Compile) -> Option<Vec<(HeaderName, HeaderValue)>> {

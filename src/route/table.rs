@@ -1,5 +1,6 @@
 //! The index over all routes. See [`route`](super) for which route takes a request.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
@@ -12,15 +13,16 @@ use super::template::Template;
 use super::{Match, Route};
 use crate::authz::Policy;
 use crate::request::{CanonicalPath, InboundRequest, Upgrade};
-use crate::schema::Compile;
+use crate::schema::{Compile, Turn};
 
 /// How many routes may share a host and a path template: each is asked in turn.
 const MAX_SHARING: usize = 256;
 
 /// What a route asks of a request beside its host and path.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Conditions {
-    pub(super) methods: Vec<Method>,
+    /// Shared where a route names none: there may be thousands of them.
+    pub(super) methods: Cow<'static, [Method]>,
     pub(super) methods_named: bool,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     /// `None` for all.
@@ -51,6 +53,21 @@ pub(super) struct Entry {
     pub(super) place: String,
 }
 
+impl Entry {
+    /// Whether both are found by the same requests. Their names, and where they stand in the file, are for
+    /// messages alone.
+    fn applies_as(&self, other: &Self) -> bool {
+        let Self {
+            name: _,
+            template,
+            hosts,
+            conditions,
+            place: _,
+        } = self;
+        (template, hosts, conditions) == (&other.template, &other.hosts, &other.conditions)
+    }
+}
+
 /// All routes of a configuration, indexed.
 #[derive(Default)]
 pub struct RouteTable {
@@ -60,13 +77,24 @@ pub struct RouteTable {
 }
 
 impl RouteTable {
-    /// Indexes the routes and reports those that take each other's requests.
-    pub(super) fn build(routes: Vec<(Entry, Arc<Route>)>, cx: &mut Compile) -> Self {
-        let (entries, routes) = routes.into_iter().unzip();
-        Self {
-            routes,
-            index: Arc::new(Index::build(entries, cx)),
-        }
+    /// Indexes the routes and reports those that take each other's requests. The index of `previous` is
+    /// taken over when it would be the same: with thousands of routes it is most of what they take.
+    pub(super) fn build(
+        routes: Vec<(Entry, Arc<Route>)>,
+        previous: Option<&Self>,
+        cx: &mut Compile,
+    ) -> Self {
+        let (entries, routes): (Vec<Entry>, _) = routes.into_iter().unzip();
+        let index = match previous {
+            Some(previous) if previous.index.is_of(&entries) => Arc::clone(&previous.index),
+            Some(_) | None => Arc::new(Index::build(entries, cx)),
+        };
+        Self { routes, index }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_indexed_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.index, &other.index)
     }
 
     /// The same routes, with other policies where there are some; `None` for those that stay.
@@ -126,11 +154,18 @@ struct Paths {
 }
 
 impl Index {
+    /// Whether it leads to these, one by one. It was found to be without ties then.
+    fn is_of(&self, entries: &[Entry]) -> bool {
+        let pairs = self.entries.iter().zip(entries);
+        self.entries.len() == entries.len() && { pairs }.all(|(ours, other)| ours.applies_as(other))
+    }
+
     fn build(entries: Vec<Entry>, cx: &mut Compile) -> Self {
         let mut index = Self::default();
         let mut by_host: BTreeMap<HostPattern, BTreeMap<String, Vec<usize>>> = BTreeMap::new();
         // Empty tails, indexed like templates, but only where no route says that path itself.
         let mut tails = by_host.clone();
+        let mut turn = Turn::begin();
         for (position, entry) in entries.iter().enumerate() {
             for host in &entry.hosts {
                 let paths = by_host.entry(host.clone()).or_default();
@@ -143,6 +178,7 @@ impl Index {
                     paths.entry(path).or_default().push(position);
                 }
             }
+            turn.pause();
         }
         for (host, mut templates) in by_host {
             for (path, positions) in tails.remove(&host).unwrap_or_default() {
@@ -200,6 +236,7 @@ impl Index {
 impl Paths {
     fn build(templates: BTreeMap<String, Vec<usize>>, entries: &[Entry], cx: &mut Compile) -> Self {
         let mut paths = Self::default();
+        let mut turn = Turn::begin();
         for (template, mut group) in templates {
             let rank = |index: &usize| entries.get(*index).map(|entry| entry.conditions.rank());
             // Stable: equal ones stay in the order of the file. That order never decides, since
@@ -213,6 +250,7 @@ impl Paths {
                 continue;
             }
             paths.groups.push(group);
+            turn.pause();
         }
         paths
     }

@@ -45,7 +45,7 @@ fn entry(text: &str) -> Entry {
                     .map(|method| method.parse().unwrap())
                     .collect()
             } else {
-                DEFAULT_METHODS.to_vec()
+                DEFAULT_METHODS.to_vec().into()
             },
             methods_named,
             headers: more

@@ -8,6 +8,7 @@
 mod files;
 mod positions;
 mod share;
+mod turn;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,7 @@ use zeroize::Zeroizing;
 pub use files::{ContentDigest, MAX_FILE, digest_files};
 pub use positions::{Placed, Position, Positions};
 pub use share::Share;
+pub use turn::Turn;
 
 use crate::epoch::Epoch;
 use crate::metrics::Metrics;

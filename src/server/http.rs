@@ -105,10 +105,11 @@ impl Ending {
     }
 }
 
-/// Serves a connection until it ends. `info.ambiguous_head` is filled in here.
+/// Serves a connection until it ends. `info.ambiguous_head` is filled in here. It is on the heap, or its
+/// way here would leave room for it in each future that it came through.
 pub(super) async fn serve<S, H, F>(
     mut stream: S,
-    mut info: ConnInfo,
+    mut info: Box<ConnInfo>,
     protocol: Protocol,
     bounds: &Bounds,
     phase: watch::Receiver<Phase>,
@@ -136,7 +137,7 @@ where
             move |cx: &mut Context<'_>| gather.poll_settle(cx)
         };
         let connection =
-            http2_connection(gather, Arc::new(info), bounds, &activity, &phase, handler);
+            http2_connection(gather, Arc::new(*info), bounds, &activity, &phase, handler);
         let close = http2::Connection::graceful_shutdown;
         // On the heap, or every connection of HTTP/1 would hold room for its size.
         let mut connection = Box::pin(connection);
@@ -157,7 +158,7 @@ where
         let tap = Tap::new(stream, ahead, watch, Rc::clone(&activity));
         let opened = Slot::default();
         let leave_at = (Rc::clone(&opened), phase.clone());
-        let service = http1_service(Arc::new(info), &activity, flag, leave_at, handler);
+        let service = http1_service(Arc::new(*info), &activity, flag, leave_at, handler);
         let settings = http1_settings(bounds);
         let connection = Parkable::new(tap, service, settings, Rc::clone(&activity), opened);
         // HTTP/1 gathers by itself.
@@ -454,7 +455,8 @@ where
                 tunnel,
             } = answer.await.into();
             if let Some(tunnel) = tunnel {
-                opened.replace(Some(Opened::new(tunnel, guard.tunnel(), phase)));
+                let tunnel = Opened::new(tunnel, guard.tunnel(), phase);
+                opened.replace(Some(Box::new(tunnel)));
                 return Ok(response.map(|body| Watched {
                     body,
                     turn: 0,

@@ -97,7 +97,9 @@ impl<S> Tap<S> {
     /// Nothing happens here for some time. `left` is what hyper had read and not used: between
     /// requests nothing but empty lines, which are told again, and change nothing for the watcher.
     pub(super) fn rest(&mut self, left: Bytes) {
-        self.ahead = left;
+        // A copy, also of nothing: what is left, be it empty, is a part of hyper's whole buffer, and
+        // would hold its 8 KiB for as long as nothing happens.
+        self.ahead = Bytes::copy_from_slice(&left);
         if let Watch::Http1(framing) = &mut self.watch {
             framing.rest();
         }
@@ -228,5 +230,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tap<S> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_at_rest_does_not_hold_the_buffer_that_it_was_read_into() {
+        for left in [0, 2] {
+            let buffer = Bytes::from(vec![b'\n'; 8192]);
+            let mut rest = buffer.clone();
+            rest.advance(8192 - left);
+            let mut tap = Tap::new((), Bytes::new(), Watch::Nothing, Activity::new());
+            tap.rest(rest);
+            assert!(buffer.is_unique());
+            assert_eq!(tap.ahead.len(), left);
+        }
     }
 }

@@ -25,8 +25,9 @@ pub(super) struct Opened {
     phase: watch::Receiver<Phase>,
 }
 
-/// Where the service of a connection of HTTP/1 leaves it.
-pub(super) type Slot = Rc<RefCell<Option<Opened>>>;
+/// Where the service of a connection of HTTP/1 leaves it. Hardly any connection becomes a tunnel, so none
+/// holds room for one.
+pub(super) type Slot = Rc<RefCell<Option<Box<Opened>>>>;
 
 impl Opened {
     /// A tunnel that counts as a request until it has ended, and hears of the end of draining.

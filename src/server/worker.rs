@@ -337,7 +337,7 @@ impl Connection {
     }
 
     async fn run(self, stream: TcpStream) {
-        let bounds = self.listener.bounds;
+        let bounds = &self.listener.bounds;
         // Not the snapshot: a long connection must not keep an old configuration in memory.
         let metrics = Arc::clone(&self.acceptor.worker.live.current().metrics);
         let Ok(local) = stream.local_addr() else {
@@ -346,14 +346,14 @@ impl Connection {
         if socket::tune(&stream, bounds.write_timeout.get()).is_err() {
             return;
         }
-        let mut info = ConnInfo {
+        let mut info = Box::new(ConnInfo {
             listener: Arc::clone(&self.listener.name),
             peer: self.peer,
             local,
             tls: None,
             ambiguous_head: None,
             forwarded: Default::default(),
-        };
+        });
         let worker = Rc::clone(&self.acceptor.worker);
         let handler = move |info: Arc<ConnInfo>, request| {
             let worker = Rc::clone(&worker);
@@ -408,9 +408,9 @@ impl Connection {
             } else {
                 Protocol::Http1
             };
-            serve(session.stream, info, protocol, &bounds, phase, handler).await
+            serve(session.stream, info, protocol, bounds, phase, handler).await
         } else {
-            serve(stream, info, Protocol::ByPreface, &bounds, phase, handler).await
+            serve(stream, info, Protocol::ByPreface, bounds, phase, handler).await
         };
         if ending == Ending::Cut {
             let cut = &self.acceptor.worker.cut;
@@ -470,8 +470,9 @@ mod tests {
 
     #[test]
     fn an_idle_connection_holds_no_room_for_handshakes_or_requests() {
-        // It was 7.9 KiB while the handshake and each move of the stream had their place in it.
+        // It was 7.9 KiB while the handshake and each move of the stream had their place in it, and 2.3 while
+        // each move of the facts of the connection had.
         let size = size(Connection::run);
-        assert!(size <= 3072, "{size} bytes");
+        assert!(size <= 1792, "{size} bytes");
     }
 }

@@ -72,7 +72,7 @@ pub struct Ground {
     /// What was compiled from it.
     pub snapshot: Snapshot,
     /// What it says.
-    pub document: Document,
+    pub document: Arc<Document>,
     /// What `check` would warn of.
     pub warnings: Vec<Problem>,
     /// Why it could not be loaded whole, where certificates, keys or secrets are not there.

@@ -42,7 +42,15 @@ fn served(protocol: Protocol, bounds: Bounds, room: usize) -> Served {
         answer(info, request, Rc::clone(&count))
     };
     let task = tokio::task::spawn_local(async move {
-        serve(server, info(None), protocol, &bounds, receiver, handler).await
+        serve(
+            server,
+            Box::new(info(None)),
+            protocol,
+            &bounds,
+            receiver,
+            handler,
+        )
+        .await
     });
     Served {
         client,

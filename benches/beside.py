@@ -79,6 +79,7 @@ class Rig:
         process = Process([self.load_binary, "upstream", f"127.0.0.1:{self.ports['upstream']}"],
                           self.load_cores, self.log)
         process.wait_for(self.ports["upstream"])
+        self.service = process
         return process
 
     def place(self, peer, scenario, low_limit=False, workers=1):

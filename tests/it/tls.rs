@@ -462,15 +462,17 @@ fn serving(leaf: &Leaf, clients: &Authority) -> (String, std::sync::mpsc::Receiv
                 head.push(byte[0]);
             }
             if head.ends_with(b"\r\n\r\n") {
-                let _ = tls.write_all(
-                    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
-                );
-                let _ = tls.flush();
-                let leaf = session
+                // Before the answer: whoever has that finds this.
+                let leaf = tls
+                    .conn
                     .peer_certificates()
                     .and_then(|chain| chain.first())
                     .map(|leaf| leaf.to_vec());
                 let _ = shown.send(leaf.unwrap_or_default());
+                let _ = tls.write_all(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok",
+                );
+                let _ = tls.flush();
             }
         }
     });

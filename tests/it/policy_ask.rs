@@ -7,6 +7,8 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::program::policy_in as policy;
+
 const REGO: &str = r#"package orders
 
 default decision := {"allow": false, "reason": "orders.no"}
@@ -64,16 +66,6 @@ fn folder() -> TempDir {
     let folder = TempDir::new().unwrap();
     write(folder.path(), &document(), REGO);
     folder
-}
-
-fn policy(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_portcullis"))
-        .arg("policy")
-        .args(arguments)
-        .current_dir(folder)
-        .env_remove("PORTCULLIS_CONFIG")
-        .output()
-        .unwrap()
 }
 
 fn out(output: &Output) -> String {

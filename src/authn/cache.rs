@@ -1,9 +1,9 @@
 //! Tokens that were verified already, and tokens whose signature was found wrong.
 //!
-//! Keyed by SHA-256 of the token's bytes. When there is no more room, a token is remembered at its second
-//! use. A hit is believed only while its key is still among the
-//! issuer's keys and the request's clock lies within the token's terms; a changed configuration
-//! brings a new cache. Proof of possession is not part of an entry: it is asked of every request.
+//! Keyed by SHA-256 of the token's bytes. When there is no more room, a token is remembered at its
+//! second use. A hit is believed only while its key is still among the issuer's keys and the request's
+//! clock lies within the token's terms; a changed configuration brings a new cache. Proof of possession
+//! is not part of an entry: it is asked of every request.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -73,7 +73,7 @@ pub(super) struct Bounds {
 pub(super) struct TokenCache {
     verified: Cache<Digest, Arc<Entry>>,
     refused: Cache<Digest, [u8; 32]>,
-    callers: Callers,
+    uses: FirstUses,
     bounds: Bounds,
 }
 
@@ -94,7 +94,7 @@ impl TokenCache {
                 .max_capacity(MAX_REFUSED)
                 .time_to_live(REFUSED_LIFETIME)
                 .build(),
-            callers: Callers::default(),
+            uses: FirstUses::default(),
             bounds,
         }
     }
@@ -152,7 +152,7 @@ impl TokenCache {
     /// and to forget than they save.
     fn admits(&self, digest: &Digest, weight: u32) -> bool {
         self.verified.weighted_size() + u64::from(weight) <= self.bounds.memory
-            || self.callers.came_before(digest)
+            || self.uses.came_before(digest)
     }
 
     /// Whether tokens are remembered at all.
@@ -184,9 +184,9 @@ impl TokenCache {
 /// Two tokens that share a place forget each other; two that share a mark, one pair in 4 billion,
 /// cost a place in the cache.
 #[derive(Debug, Default)]
-struct Callers(OnceLock<Box<[AtomicU32]>>);
+struct FirstUses(OnceLock<Box<[AtomicU32]>>);
 
-impl Callers {
+impl FirstUses {
     const PLACES: usize = 1 << 14;
 
     /// Whether this token came before, and was not forgotten; from now on it did.
@@ -257,15 +257,48 @@ mod tests {
     }
 
     #[test]
+    fn what_has_lapsed_makes_room_for_tokens_at_their_first_use() {
+        let bounds = Bounds {
+            entries: 2,
+            memory: 1 << 20,
+            lifetime: Duration::from_millis(20),
+        };
+        let cache = TokenCache::new(bounds);
+        let begun = Instant::now();
+        let mut tokens = 0_u32..;
+        let mut used_once = || {
+            let mut digest = [0; 32];
+            let number = tokens.next().unwrap_or_default().to_le_bytes();
+            for place in digest.chunks_exact_mut(4) {
+                place.copy_from_slice(&number);
+            }
+            let now = crate::clock::now();
+            assert!(cache.get(&digest, now, |_| true).is_none());
+            let until = now + Duration::from_secs(60);
+            let claims = crate::document::Value::new_object();
+            let identity = Identity::for_tests("alice", claims, until);
+            cache.keep(digest, identity, Terms::until(until), [0; 32], 100, now);
+            cache.verified.contains_key(&digest)
+        };
+        // Until it is full, which moka counts a little later, and then until it is not.
+        while used_once() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "never full");
+        }
+        while !used_once() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "full for ever");
+        }
+    }
+
+    #[test]
     fn only_the_very_token_came_before() {
-        let callers = Callers::default();
-        assert!(!callers.came_before(&[1; 32]));
-        assert!(callers.came_before(&[1; 32]));
+        let uses = FirstUses::default();
+        assert!(!uses.came_before(&[1; 32]));
+        assert!(uses.came_before(&[1; 32]));
         let mut other = [1; 32];
         other[7] = 2;
-        assert!(!callers.came_before(&other), "another mark");
-        assert!(!callers.came_before(&[1; 32]), "it lost its place");
-        assert!(!callers.came_before(&[2; 32]));
-        assert!(callers.came_before(&[1; 32]));
+        assert!(!uses.came_before(&other), "another mark");
+        assert!(!uses.came_before(&[1; 32]), "it lost its place");
+        assert!(!uses.came_before(&[2; 32]));
+        assert!(uses.came_before(&[1; 32]));
     }
 }

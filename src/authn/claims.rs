@@ -10,7 +10,6 @@ use std::time::{Duration, SystemTime};
 use super::code::{self, Refused, refused};
 use super::jws;
 use super::{Identity, Told};
-use crate::ascii;
 use crate::document::{self, Value};
 
 /// Longest subject, client, scope or role, in bytes.
@@ -283,9 +282,10 @@ fn stable_id(issuer: &str, subject: &str) -> String {
 
 /// A time as text for policies.
 fn rfc3339(at: SystemTime) -> Value {
-    let mut text = Vec::new();
-    ascii::instant(&mut text, at);
-    String::from_utf8(text).map_or(Value::Null, Value::from)
+    use time::format_description::well_known::Rfc3339;
+    time::OffsetDateTime::from(at)
+        .format(&Rfc3339)
+        .map_or(Value::Null, Value::from)
 }
 
 /// Non-empty text of bounded length without control characters: it goes into headers, logs and

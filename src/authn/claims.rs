@@ -244,6 +244,7 @@ impl Facts {
             expires_at: self.expires_at,
             valid_until: self.valid_until,
             revocation: super::memo::Memo::default(),
+            counted_as: OnceLock::new(),
             told: Told::default(),
             document: OnceLock::new(),
             _seal: super::Seal,

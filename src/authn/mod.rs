@@ -126,6 +126,8 @@ pub struct Identity {
     pub valid_until: SystemTime,
     /// What `revocation` remembers of it.
     pub revocation: memo::Memo,
+    /// What `limit` counts it as where it counts by subject: a keyed hash.
+    pub counted_as: OnceLock<u64>,
     /// What is told of it.
     pub told: Told,
     document: OnceLock<Value>,

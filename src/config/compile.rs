@@ -319,8 +319,7 @@ fn check_settings(settings: &Document, cx: &mut Compile) {
 }
 
 /// Headers that only we read or write: a trace's is taken off first of all, and in other spellings here.
-fn owned(identity: &crate::upstream::headers::IdentityHeaders) -> Vec<http::HeaderName> {
-    let mut owned = identity.owned();
-    owned.push(crate::audit::traces::HEADER);
-    owned
+fn owned(identity: &crate::upstream::headers::IdentityHeaders) -> crate::request::Owned {
+    let ours = [crate::audit::traces::HEADER];
+    identity.owned().into_iter().chain(ours).collect()
 }

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, Weak};
+use std::sync::{Arc, LazyLock, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -44,6 +44,8 @@ pub(super) struct CallerFacts<'a> {
     pub(super) subject: &'a str,
     pub(super) client: Option<&'a str>,
     pub(super) claims: &'a Value,
+    /// What was made of issuer and subject by [`subject`], kept with the identity.
+    pub(super) key: &'a OnceLock<u64>,
 }
 
 impl<'a> CallerFacts<'a> {
@@ -53,6 +55,7 @@ impl<'a> CallerFacts<'a> {
             subject: &identity.subject,
             client: identity.client.as_deref(),
             claims: &identity.claims,
+            key: &identity.counted_as,
         })
     }
 }
@@ -127,29 +130,29 @@ impl Limiter {
     }
 
     /// The keyed hash of what is counted together. Every kind of key begins with its own word, so
-    /// that a subject can never be spelled like an address.
+    /// that a subject can never be spelled like an address. Keys are compared by this hash alone: with
+    /// one that callers can make collide, somebody could use up another's quota. Hence SipHash.
     fn key(&self, facts: &Facts<'_>) -> u64 {
-        let mut hash = self.seed.build_hasher();
+        let seed = &self.seed;
         match (&self.config.by, facts.caller) {
-            (By::Route, _) => ("route", facts.route).hash(&mut hash),
+            (By::Route, _) => seed.hash_one(("route", facts.route)),
             (By::Address, _) | (_, None) => {
-                ("address", self.prefixes.network(facts.address)).hash(&mut hash);
+                seed.hash_one(("address", self.prefixes.network(facts.address)))
             }
-            (By::Subject, Some(caller)) => subject(caller, &mut hash),
-            (By::Issuer, Some(caller)) => ("issuer", caller.issuer).hash(&mut hash),
+            (By::Subject, Some(caller)) => subject(caller),
+            (By::Issuer, Some(caller)) => seed.hash_one(("issuer", caller.issuer)),
             (By::Client, Some(caller)) => match caller.client {
-                Some(client) => ("client", caller.issuer, client).hash(&mut hash),
-                None => subject(caller, &mut hash),
+                Some(client) => seed.hash_one(("client", caller.issuer, client)),
+                None => subject(caller),
             },
             (By::Claim(path), Some(caller)) => match document::claim(caller.claims, path) {
                 Some(value) => match document::text(value) {
-                    Some(text) => ("claim", caller.issuer, text).hash(&mut hash),
-                    None => ("json", caller.issuer, value.to_string()).hash(&mut hash),
+                    Some(text) => seed.hash_one(("claim", caller.issuer, text)),
+                    None => seed.hash_one(("json", caller.issuer, value.to_string())),
                 },
-                None => subject(caller, &mut hash),
+                None => subject(caller),
             },
         }
-        hash.finish()
     }
 
     /// Starts collecting stale keys on the control thread; ends when the limiter is dropped. Safe
@@ -161,8 +164,12 @@ impl Limiter {
     }
 }
 
-fn subject(caller: CallerFacts<'_>, hash: &mut impl Hasher) {
-    ("subject", caller.issuer, caller.subject).hash(hash);
+/// The key of a caller, made once for an identity: all limits, each with counters of its own, know it by
+/// the same one, whose seed is of this process.
+fn subject(caller: CallerFacts<'_>) -> u64 {
+    static SEED: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    let make = || SEED.hash_one(("subject", caller.issuer, caller.subject));
+    *caller.key.get_or_init(make)
 }
 
 /// Something whose stale keys are collected from time to time.
@@ -250,11 +257,16 @@ impl FailureLimiter {
         &self.config
     }
 
+    /// Whether it may remember any address: mostly nobody has failed for a while, and then there is
+    /// nothing to look up.
+    pub(super) fn knows_any(&self) -> bool {
+        self.gcra.keys_at_most() > 0
+    }
+
     /// Turns the address away while its failures are used up. Counts nothing: somebody who keeps
     /// knocking is let in as soon as somebody who waited would be, but not sooner.
     pub(super) fn check(&self, address: IpAddr) -> Result<(), Exceeded> {
-        // Mostly nobody has failed for a while, and then there is nothing to look up.
-        if self.gcra.keys_at_most() == 0 {
+        if !self.knows_any() {
             return Ok(());
         }
         match self.gcra.wait(self.key(address)) {

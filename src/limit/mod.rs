@@ -426,7 +426,7 @@ impl Limits {
         let failures = self
             .failures
             .as_ref()
-            .filter(|_| carries_credentials(request))?;
+            .filter(|failures| failures.knows_any() && carries_credentials(request))?;
         failures.check(request.client).err()
     }
 

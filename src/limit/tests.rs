@@ -134,6 +134,7 @@ fn callers_are_told_apart_by_issuer_and_never_by_spelling() {
             subject,
             client,
             claims,
+            key: Box::leak(Box::default()),
         }),
         ..from("192.0.2.1")
     };

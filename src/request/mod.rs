@@ -13,6 +13,7 @@ mod upgrade;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::SystemTime;
 
@@ -161,8 +162,8 @@ pub fn hex(number: u64) -> [u8; 16] {
 /// The rules by which requests are read; compiled once per configuration.
 #[derive(Debug, Clone, Default)]
 pub struct Rules {
-    /// Headers that only we write, in lower case; see [`Rules::owns`].
-    pub owned: Vec<HeaderName>,
+    /// Headers that only we write; see [`Rules::owns`].
+    pub owned: Owned,
     /// Peers whose forwarding headers are believed.
     pub trusted_proxies: Vec<IpNet>,
 }
@@ -171,7 +172,9 @@ impl Rules {
     /// Whether `name` is one of our headers under any spelling: an upstream may read `_` or `.` as
     /// `-` (CGI, WSGI and their kin do), so the comparison does too.
     pub fn owns(&self, name: &str) -> bool {
-        self.owned.iter().any(|owned| aliases(owned.as_str(), name))
+        // Every name of every request is asked for.
+        self.owned.lengths & length_bit(name) != 0 && { self.owned.iter() }
+            .any(|owned| aliases(owned.as_str(), name))
     }
 
     /// Whether forwarding headers from this peer are believed.
@@ -179,6 +182,36 @@ impl Rules {
         let peer = peer.to_canonical();
         self.trusted_proxies.iter().any(|net| net.contains(&peer))
     }
+}
+
+/// Names of headers.
+#[derive(Debug, Clone, Default)]
+pub struct Owned {
+    names: Vec<HeaderName>,
+    /// Which lengths they have: a bit for each; see [`length_bit`].
+    lengths: u64,
+}
+
+impl Deref for Owned {
+    type Target = [HeaderName];
+
+    fn deref(&self) -> &[HeaderName] {
+        &self.names
+    }
+}
+
+impl FromIterator<HeaderName> for Owned {
+    fn from_iter<T: IntoIterator<Item = HeaderName>>(names: T) -> Self {
+        let names: Vec<HeaderName> = names.into_iter().collect();
+        let bits = names.iter().map(|name| length_bit(name.as_str()));
+        let lengths = bits.fold(0, |lengths, bit| lengths | bit);
+        Self { names, lengths }
+    }
+}
+
+/// The bit of a name's length; those of 63 bytes and more share one.
+fn length_bit(name: &str) -> u64 {
+    1 << name.len().min(63)
 }
 
 fn aliases(owned: &str, name: &str) -> bool {
@@ -504,22 +537,23 @@ impl<'h> Survey<'h> {
         let mut found = Self::default();
         for (name, value) in headers {
             found.control |= has_control(value.as_bytes());
-            match name.as_str() {
-                "host" => {
+            // Standard names are numbers within the map.
+            match *name {
+                header::HOST => {
                     found.host = found.host.or(Some(value));
                     found.hosts += 1;
                 }
-                "content-length" => found.lengths += 1,
-                "transfer-encoding" => {
+                header::CONTENT_LENGTH => found.lengths += 1,
+                header::TRANSFER_ENCODING => {
                     found.encoding = found.encoding.or(Some(value));
                     found.encodings += 1;
                 }
-                "expect" => found.expect = found.expect.or(Some(value)),
-                "connection" => found.connection = true,
-                "te" => found.accepts_trailers |= names_trailers(value),
+                header::EXPECT => found.expect = found.expect.or(Some(value)),
+                header::CONNECTION => found.connection = true,
+                header::TE => found.accepts_trailers |= names_trailers(value),
                 _ => {}
             }
-            if ends_here(name.as_str(), rules, via_trusted_proxy) {
+            if ends_here(name, rules, via_trusted_proxy) {
                 found.dropped.push(name.clone());
             }
         }
@@ -557,12 +591,45 @@ fn names_trailers(te: &HeaderValue) -> bool {
 }
 
 /// Whether a header must not travel on, whatever `Connection` says.
-fn ends_here(name: &str, rules: &Rules, via_trusted_proxy: bool) -> bool {
+fn ends_here(name: &HeaderName, rules: &Rules, via_trusted_proxy: bool) -> bool {
+    let text = name.as_str();
+    rules.owns(text) || (!is_usual(name) && ends_by_kind(text, via_trusted_proxy))
+}
+
+/// Whether it ends here in all configurations.
+fn ends_by_kind(name: &str, via_trusted_proxy: bool) -> bool {
     is_hop_by_hop(name)
         || !is_plain_name(name)
-        || rules.owns(name)
         || is_override(name)
         || (!via_trusted_proxy && is_forwarding(name))
+}
+
+/// `is_usual`: names that most requests bring and that go on, by [`ends_by_kind`], from everybody. They
+/// are told by a number or by their length and one comparison, and asked for nothing more.
+macro_rules! usual {
+    ($($standard:ident)*; $($other:literal)*) => {
+        fn is_usual(name: &HeaderName) -> bool {
+            match *name {
+                $(header::$standard)|* => true,
+                _ => matches!(name.as_str(), $($other)|*),
+            }
+        }
+
+        #[cfg(test)]
+        fn usual() -> Vec<HeaderName> {
+            vec![$(header::$standard,)* $(HeaderName::from_static($other),)*]
+        }
+    };
+}
+
+usual! {
+    ACCEPT ACCEPT_CHARSET ACCEPT_ENCODING ACCEPT_LANGUAGE AUTHORIZATION CACHE_CONTROL
+    CONTENT_ENCODING CONTENT_LENGTH CONTENT_TYPE COOKIE DNT EXPECT HOST IF_MATCH IF_MODIFIED_SINCE
+    IF_NONE_MATCH IF_UNMODIFIED_SINCE ORIGIN PRAGMA RANGE REFERER UPGRADE_INSECURE_REQUESTS
+    USER_AGENT;
+    "baggage" "priority" "sec-ch-ua" "sec-ch-ua-mobile" "sec-ch-ua-platform" "sec-fetch-dest"
+    "sec-fetch-mode" "sec-fetch-site" "sec-fetch-user" "traceparent" "tracestate" "x-api-key"
+    "x-correlation-id" "x-request-id" "x-requested-with"
 }
 
 fn one_host(conn: &ConnInfo, uri: &http::Uri, survey: &Survey<'_>) -> Result<Host, Malformed> {
@@ -591,10 +658,10 @@ fn one_host(conn: &ConnInfo, uri: &http::Uri, survey: &Survey<'_>) -> Result<Hos
 }
 
 fn check_query(query: &str) -> Result<String, Malformed> {
-    const ODD: Odd = Odd {
+    const ODD: Odd<0> = Odd {
         below: 0x21,
         from: Some(0x7f),
-        also: [0x7f; 2],
+        also: [],
     };
     if ODD.any(query.as_bytes()) {
         Err(Malformed::Query)
@@ -605,12 +672,12 @@ fn check_query(query: &str) -> Result<String, Malformed> {
 
 /// Whether there is a control byte other than a tab.
 fn has_control(value: &[u8]) -> bool {
-    const ODD: Odd = Odd {
+    const ODD: Odd<0> = Odd {
         below: 0x20,
-        from: None,
-        also: [0x7f; 2],
+        from: Some(0x7f),
+        also: [],
     };
-    // Tabs are rare enough to be looked at in a second pass.
+    // Tabs, and bytes beyond ASCII, are rare enough to be looked at in a second pass.
     ODD.any(value) && value.iter().any(|b| b.is_ascii_control() && *b != b'\t')
 }
 
@@ -718,5 +785,44 @@ mod tests {
             );
         }
         assert!(has_control(b"\ta\0"));
+        assert!(has_control("é\u{7f}".as_bytes()));
+    }
+
+    #[test]
+    fn every_usual_name_goes_on_and_none_that_is_ours() {
+        for name in usual() {
+            assert!(is_usual(&name), "{name}");
+            assert!(!ends_by_kind(name.as_str(), false), "{name}");
+            assert!(!ends_here(&name, &Rules::default(), false), "{name}");
+            let rules = Rules {
+                owned: Owned::from_iter([name.clone()]),
+                ..Rules::default()
+            };
+            assert!(ends_here(&name, &rules, true), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_owned_by_its_letters_whatever_lengths_there_are() {
+        let long = |letter: char| HeaderName::try_from(letter.to_string().repeat(70)).unwrap();
+        let rules = Rules {
+            owned: [HeaderName::from_static("x-user-id"), long('a')]
+                .into_iter()
+                .collect(),
+            ..Rules::default()
+        };
+        for name in ["x-user-id", "X_User.Id", long('a').as_str()] {
+            assert!(rules.owns(name), "{name}");
+        }
+        for name in [
+            "x-user-ie",
+            "x-user",
+            "",
+            long('b').as_str(),
+            &"a".repeat(64),
+        ] {
+            assert!(!rules.owns(name), "{name}");
+        }
+        assert!(!Rules::default().owns("x-user-id"));
     }
 }

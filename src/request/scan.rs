@@ -11,51 +11,59 @@ const STEP: usize = 32;
 
 /// Bytes that do not belong into a text.
 #[derive(Debug, Clone, Copy)]
-pub struct Odd {
+pub struct Odd<const N: usize = 2> {
     /// Everything below this, which is 0x80 at most.
     pub below: u8,
     /// Everything from here on, which is 0x80 at most.
     pub from: Option<u8>,
     /// And these.
-    pub also: [u8; 2],
+    pub also: [u8; N],
 }
 
-impl Odd {
+impl<const N: usize> Odd<N> {
     /// Whether any of the bytes is odd.
     #[inline(always)]
     pub fn any(self, bytes: &[u8]) -> bool {
-        let steps = bytes.len() - bytes.len() % STEP;
-        let (long, rest) = bytes.split_at_checked(steps).unwrap_or_default();
-        if long
-            .iter()
-            .fold(false, |found, &byte| found | self.byte(byte))
-        {
-            return true;
-        }
-        match bytes.last_chunk::<8>() {
-            // Some of these were looked at already.
-            Some(last) if rest.len() < 8 => self.word(u64::from_le_bytes(*last)) != 0,
-            _ => any_word(rest, |word| self.word(word)),
-        }
+        let Some(last) = bytes.last_chunk::<STEP>() else {
+            return any_word(bytes, |word| self.word(word));
+        };
+        let (steps, rest) = bytes.as_chunks::<STEP>();
+        // Some of the last ones were looked at already.
+        self.any_of_many(steps.as_flattened())
+            || (!rest.is_empty() && any_word(last, |word| self.word(word)))
     }
 
+    /// The least byte and the greatest one tell what a comparison of each with both bounds would, for
+    /// half of the instructions.
     #[inline(always)]
-    fn byte(self, byte: u8) -> bool {
-        let [a, b] = self.also;
-        (byte < self.below) | self.from.is_some_and(|from| byte >= from) | (byte == a) | (byte == b)
+    fn any_of_many(self, bytes: &[u8]) -> bool {
+        let (mut least, mut greatest, mut found) = (u8::MAX, 0, false);
+        for &byte in bytes {
+            least = least.min(byte);
+            greatest = greatest.max(byte);
+            for odd in self.also {
+                found |= byte == odd;
+            }
+        }
+        least < self.below || self.from.is_some_and(|from| greatest >= from) || found
     }
 
     /// Top bits: none if there is no odd byte.
     #[inline(always)]
     fn word(self, word: u64) -> u64 {
-        let [a, b] = self.also;
-        let high = self.from.map_or(0, |from| at_least(word, from));
-        (below(word, self.below) | high | equal(word, a) | equal(word, b)) & TOPS
+        let mut found = below(word, self.below);
+        if let Some(from) = self.from {
+            found |= at_least(word, from);
+        }
+        for odd in self.also {
+            found |= equal(word, odd);
+        }
+        found & TOPS
     }
 }
 
-/// Whether `odd` is anything but zero for any eight bytes of a text; a shorter one is filled up with its
-/// first byte.
+/// Whether `odd` is anything but zero for any eight bytes of a text; a shorter one is filled up with
+/// bytes of its own.
 #[inline(always)]
 pub fn any_word(bytes: &[u8], odd: impl Fn(u64) -> u64) -> bool {
     if let Some(last) = bytes.last_chunk::<8>() {
@@ -67,14 +75,17 @@ pub fn any_word(bytes: &[u8], odd: impl Fn(u64) -> u64) -> bool {
         }
         return found != 0;
     }
-    let Some(&first) = bytes.first() else {
-        return false;
-    };
-    let mut filled = [first; 8];
-    for (place, byte) in filled.iter_mut().zip(bytes) {
-        *place = *byte;
+    if let (Some(first), Some(last)) = (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+        let half = |bytes: &[u8; 4]| u64::from(u32::from_le_bytes(*bytes));
+        return odd(half(first) | half(last) << 32) != 0;
     }
-    odd(u64::from_le_bytes(filled)) != 0
+    let word = match *bytes {
+        [a] => [a; 8],
+        [a, b] => [a, b, a, a, a, a, a, a],
+        [a, b, c] => [a, b, c, a, a, a, a, a],
+        _ => return false,
+    };
+    odd(u64::from_le_bytes(word)) != 0
 }
 
 /// The top bits of the bytes that are in none of these ranges of ASCII, first and last.
@@ -142,6 +153,12 @@ mod tests {
             also: [0x7f; 2],
         };
         agree(|bytes| odd.any(bytes), |b| b <= b' ' || b == 0x7f);
+        let odd = Odd {
+            below: 0x20,
+            from: Some(0x7f),
+            also: [],
+        };
+        agree(|bytes| odd.any(bytes), |b| !(0x20..0x7f).contains(&b));
     }
 
     #[test]

@@ -200,14 +200,19 @@ impl Index {
         let (group, values) = self
             .paths(request.host.name())
             .find_map(|paths| paths.find(path))?;
-        let values = values.iter().map(|(_, raw)| decode(raw));
         let (position, entry) = group
             .iter()
             .filter_map(|position| Some((*position, self.entries.get(*position)?)))
             .find(|(_, entry)| entry.conditions.accept(request))?;
-        // A route found by its empty tail has one name more than the path has values.
-        let values = values.chain(std::iter::repeat_with(String::new));
-        let params = entry.template.names().cloned().zip(values).collect();
+        let mut params = Params::with_capacity(values.len());
+        let mut values = values.iter();
+        for name in entry.template.names() {
+            // A route found by its empty tail has one name more than the path has values.
+            let value = values
+                .next()
+                .map_or_else(String::new, |(_, raw)| decode(raw));
+            params.push((Arc::clone(name), value));
+        }
         Some((position, params))
     }
 

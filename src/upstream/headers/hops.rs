@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn owned_headers_never_pass_as_trailers_under_any_spelling() {
         let rules = Rules {
-            owned: vec![HeaderName::from_static("x-user-id")],
+            owned: [HeaderName::from_static("x-user-id")].into_iter().collect(),
             ..Rules::default()
         };
         let mut trailers = map(&[

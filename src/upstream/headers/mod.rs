@@ -216,7 +216,7 @@ fn header_name(name: &str, cx: &mut Compile) -> Option<HeaderName> {
 impl IdentityHeaders {
     /// The names of all headers that only we write: identity headers and the assertion's.
     pub fn owned(&self) -> Vec<HeaderName> {
-        self.rules.owned.clone()
+        self.rules.owned.to_vec()
     }
 
     /// Answers for the gateway's own key set (`/.well-known/portcullis/jwks.json`), so that

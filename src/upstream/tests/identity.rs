@@ -56,7 +56,7 @@ fn inbound(identity: &IdentityHeaders, request: Request<()>) -> InboundRequest {
         forwarded: Default::default(),
     });
     let rules = Rules {
-        owned: identity.owned(),
+        owned: identity.owned().into_iter().collect(),
         ..Rules::default()
     };
     let id = RequestId::random();

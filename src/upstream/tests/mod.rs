@@ -188,7 +188,7 @@ impl Call<'_> {
             accepts_trailers: true,
         };
         let rules = Arc::new(Rules {
-            owned: vec![HeaderName::from_static("x-user-id")],
+            owned: [HeaderName::from_static("x-user-id")].into_iter().collect(),
             ..Rules::default()
         });
         exchange(

@@ -4,10 +4,15 @@
 //! bytes becomes vector instructions; its last bytes, and short texts, are looked at as words of
 //! eight, for a loop over single bytes would cost more than all the rest.
 
+use memchr::memchr;
+
 const ONES: u64 = 0x0101_0101_0101_0101;
 const TOPS: u64 = 0x8080_8080_8080_8080;
 /// So many bytes are a step of the loop over bytes.
 const STEP: usize = 32;
+/// So many are compared at once by [`find`], and so many times before it asks `memchr`.
+const PIECE: usize = 16;
+const NEAR: usize = 5;
 
 /// Bytes that do not belong into a text.
 #[derive(Debug, Clone, Copy)]
@@ -88,6 +93,25 @@ pub fn any_word(bytes: &[u8], odd: impl Fn(u64) -> u64) -> bool {
     odd(u64::from_le_bytes(word)) != 0
 }
 
+/// Where a byte stands first: as `memchr`, whose way in alone costs more than to look at a short line.
+#[inline]
+pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
+    let (pieces, _) = bytes.as_chunks::<PIECE>();
+    for (nth, piece) in pieces.iter().take(NEAR).enumerate() {
+        // One comparison of vectors, for most pieces do not have it.
+        if piece.iter().fold(false, |found, b| found | (*b == byte)) {
+            let (words, _) = piece.as_chunks::<8>();
+            let marked = |word: &[u8; 8]| equal(u64::from_le_bytes(*word), byte) & TOPS;
+            let (word, marks) = { words.iter().map(marked).enumerate() }.find(|(_, m)| *m != 0)?;
+            // The lowest mark is true; those above it need not be.
+            let within = usize::try_from(marks.trailing_zeros() / 8).ok()?;
+            return Some(nth * PIECE + word * 8 + within);
+        }
+    }
+    let seen = pieces.len().min(NEAR) * PIECE;
+    memchr(byte, bytes.get(seen..)?).map(|at| seen + at)
+}
+
 /// The top bits of the bytes that are in none of these ranges of ASCII, first and last.
 #[inline(always)]
 pub fn outside<const N: usize>(word: u64, ranges: [(u8, u8); N]) -> u64 {
@@ -159,6 +183,22 @@ mod tests {
             also: [],
         };
         agree(|bytes| odd.any(bytes), |b| !(0x20..0x7f).contains(&b));
+    }
+
+    #[test]
+    fn the_first_of_a_byte_is_found_wherever_it_stands() {
+        for length in 0..130 {
+            // One off from the byte, on which borrows between bytes would show.
+            let mut bytes = vec![b'\n' + 1; length];
+            assert_eq!(find(b'\n', &bytes), None, "{length}");
+            for at in (0..length).rev() {
+                bytes[at] = b'\n';
+                assert_eq!(find(b'\n', &bytes), Some(at), "{length}");
+                if at + 2 < length {
+                    bytes[at + 2] = b'\n' - 1;
+                }
+            }
+        }
     }
 
     #[test]

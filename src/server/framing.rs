@@ -6,7 +6,9 @@
 //! `Content-Length` fields, and takes a bare LF for the end of a line and spaces after the size of a
 //! chunk. Whenever the two disagree about a request, it is refused: see [`Verdict::fits`].
 
-use memchr::{memchr, memchr_iter};
+use memchr::memchr;
+
+use crate::request::scan::find;
 
 /// Longest line that is carried from one read to the next. hyper ends the connection at its own
 /// bound on heads, which is below this.
@@ -156,10 +158,10 @@ impl Framing {
     /// The whole lines of a head, the bulk of all bytes of small requests; gives what follows the
     /// head, or keeps the beginning of a line.
     fn lines<'b>(&mut self, bytes: &'b [u8], found: &mut impl FnMut(Found)) -> Option<&'b [u8]> {
-        let mut start = 0;
-        for end in memchr_iter(b'\n', bytes) {
-            let line = bytes.get(start..end)?;
-            start = end + 1;
+        let mut rest = bytes;
+        while let Some(end) = find(b'\n', rest) {
+            let (line, ended) = rest.split_at_checked(end)?;
+            rest = ended.get(1..)?;
             if self.started
                 && let [first, .., b'\r'] = line
                 && !matches!(first, b'c' | b'C' | b't' | b'T' | b' ' | b'\t')
@@ -169,10 +171,10 @@ impl Framing {
             }
             self.line(line, found);
             if !self.started {
-                return bytes.get(start..);
+                return Some(rest);
             }
         }
-        self.line.extend_from_slice(bytes.get(start..)?);
+        self.line.extend_from_slice(rest);
         None
     }
 

@@ -97,19 +97,29 @@ pub fn any_word(bytes: &[u8], odd: impl Fn(u64) -> u64) -> bool {
 #[inline]
 pub fn find(byte: u8, bytes: &[u8]) -> Option<usize> {
     let (pieces, _) = bytes.as_chunks::<PIECE>();
-    for (nth, piece) in pieces.iter().take(NEAR).enumerate() {
+    let mut seen = 0;
+    for piece in pieces.iter().take(NEAR) {
         // One comparison of vectors, for most pieces do not have it.
         if piece.iter().fold(false, |found, b| found | (*b == byte)) {
-            let (words, _) = piece.as_chunks::<8>();
-            let marked = |word: &[u8; 8]| equal(u64::from_le_bytes(*word), byte) & TOPS;
-            let (word, marks) = { words.iter().map(marked).enumerate() }.find(|(_, m)| *m != 0)?;
-            // The lowest mark is true; those above it need not be.
-            let within = usize::try_from(marks.trailing_zeros() / 8).ok()?;
-            return Some(nth * PIECE + word * 8 + within);
+            for word in piece.as_chunks::<8>().0 {
+                let marks = equal(u64::from_le_bytes(*word), byte) & TOPS;
+                if marks != 0 {
+                    // The lowest mark is true; those above it need not be.
+                    let within = usize::try_from(marks.trailing_zeros() / 8).ok()?;
+                    return Some(seen + within);
+                }
+                seen += 8;
+            }
+        } else {
+            seen += PIECE;
         }
     }
-    let seen = pieces.len().min(NEAR) * PIECE;
-    memchr(byte, bytes.get(seen..)?).map(|at| seen + at)
+    let rest = bytes.get(seen..)?;
+    let found = match rest.len() < PIECE {
+        true => rest.iter().position(|b| *b == byte),
+        false => memchr(byte, rest),
+    };
+    found.map(|at| seen + at)
 }
 
 /// The top bits of the bytes that are in none of these ranges of ASCII, first and last.

@@ -1,6 +1,7 @@
 //! What limits promise, at given times.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::Request;
@@ -177,6 +178,30 @@ fn callers_are_told_apart_by_issuer_and_never_by_spelling() {
             ..from("198.51.100.7")
         }
     ));
+}
+
+#[test]
+fn a_callers_key_is_made_once_and_each_limit_still_counts_for_itself() {
+    let (claims, key) = (Value::Null, OnceLock::new());
+    let facts = Facts {
+        caller: Some(CallerFacts {
+            issuer: "i",
+            subject: "a",
+            client: None,
+            claims: &claims,
+            key: &key,
+        }),
+        ..from("192.0.2.1")
+    };
+    let limit = || limiter("{ by: subject, rate: 1/d }", &Time::default());
+    let (first, second) = (limit(), limit());
+    assert!(first.check(&facts).is_ok());
+    let made = key.get().copied();
+    assert!(made.is_some());
+    assert!(second.check(&facts).is_ok());
+    assert!(first.check(&facts).is_err() && second.check(&facts).is_err());
+    assert_eq!(key.get().copied(), made);
+    assert_eq!((first.keys(), second.keys()), (1, 1));
 }
 
 #[test]

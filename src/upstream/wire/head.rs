@@ -214,13 +214,10 @@ pub(super) fn field(
         .ok_or("a field has no colon")?;
     // A name is a token: that rules out spaces before the colon, folded lines and empty names.
     let name = HeaderName::from_bytes(name).map_err(|_| "a field's name is not valid")?;
-    Ok((name, value(section, rest.get(1..).unwrap_or_default())?))
-}
-
-/// Reads a value out of what stands behind the colon.
-pub(super) fn value(section: &Bytes, text: &[u8]) -> Result<HeaderValue, &'static str> {
-    HeaderValue::from_maybe_shared(section.slice_ref(trim(text)))
-        .map_err(|_| "a field's value has control bytes")
+    let value = trim(rest.get(1..).unwrap_or_default());
+    let value = HeaderValue::from_maybe_shared(section.slice_ref(value))
+        .map_err(|_| "a field's value has control bytes")?;
+    Ok((name, value))
 }
 
 /// Without spaces and tabs around it.

@@ -1,6 +1,6 @@
-//! What the last head of a connection was read as. A service says nearly the same every time: a line
-//! that is equal byte by byte to the one that stood in its place before is not read again, its value
-//! is only shared; and of a field that has another value only that is read.
+//! What the last head of a connection was read as. A service says nearly the same every time: a head
+//! that is equal byte by byte to the one before is not read again, its values are only shared; and of
+//! one that has other values here and there, those alone are read.
 //!
 //! A head is recalled only if reading it would come to the same. Whatever else arrives, and whatever
 //! is wrong with it, is left to [`head::parse`], which knows nothing of this. What the fields say
@@ -31,17 +31,16 @@ pub(super) struct Memo {
     misses: u8,
 }
 
-/// A head: its lines, and what they were read as. The two never differ, also when `lines` are of
-/// several heads.
+/// A head, and what it was read as.
 #[derive(Debug)]
 struct Last {
-    /// The status line, with its end.
-    begin: Bytes,
+    /// All of it, up to and with the empty line.
+    text: Vec<u8>,
+    /// How many bytes the status line has, with its end.
+    begin: usize,
     version: Version,
     status: StatusCode,
     lines: Vec<Line>,
-    /// The length of all lines, and of the empty one, in bytes.
-    size: usize,
     /// One field of each name.
     headers: HeaderMap,
     seen: Seen,
@@ -50,11 +49,11 @@ struct Last {
 /// A field.
 #[derive(Debug)]
 struct Line {
-    /// With its end.
-    text: Bytes,
-    /// Where the name has ended: right behind the colon.
+    /// How many bytes it has, with its end.
+    size: usize,
+    /// How many of them are the name, with its colon.
     colon: usize,
-    /// `None` if the field says more than its value: then it may not change.
+    /// `None` if it must not change: what it says about the message is more than one value.
     name: Option<HeaderName>,
 }
 
@@ -62,9 +61,14 @@ impl Memo {
     /// The head that `input` begins with, and how many bytes it has; `None` if it has to be read, or
     /// is not all there.
     pub(super) fn recall(&mut self, input: &[u8], method: Method) -> Option<(usize, Head)> {
-        let recalled = self.last.as_mut()?.recall(input, method)?;
+        let last = self.last.as_mut()?;
+        if !input.starts_with(&last.text) {
+            last.change(input)?;
+        }
+        let (headers, seen) = (last.headers.clone(), last.seen);
+        let head = Head::new(last.version, last.status, headers, seen, method).ok()?;
         self.misses = 0;
-        Some(recalled)
+        Some((last.text.len(), head))
     }
 
     /// This head, which is valid, had to be read.
@@ -83,30 +87,26 @@ impl Last {
         if head.len() > MOST_BYTES {
             return None;
         }
-        let (line, mut rest) = head::line(head)?;
+        let section = Bytes::copy_from_slice(head);
+        let (line, mut rest) = head::line(&section)?;
         let (version, status) = head::status(line).ok()?;
-        let begin = head.get(..head.len() - rest.len())?;
         let mut last = Self {
-            begin: Bytes::copy_from_slice(begin),
+            text: head.to_vec(),
+            begin: head.len() - rest.len(),
             version,
             status,
             lines: Vec::new(),
-            size: head.len(),
             headers: HeaderMap::new(),
             seen: Seen::default(),
         };
         while let Some((line, more)) = head::line(rest)
             && !line.is_empty()
         {
-            if last.lines.len() == MOST_FIELDS {
-                return None;
-            }
-            let text = Bytes::copy_from_slice(rest.get(..rest.len() - more.len())?);
-            let (name, value) = head::field(&text, text.get(..line.len())?).ok()?;
+            let (name, value) = head::field(&section, line).ok()?;
             // What one client alone may know does not stay here; and which value of a name belongs
             // to which line is not asked.
             let unfit = name == header::SET_COOKIE || last.headers.contains_key(&name);
-            if unfit {
+            if unfit || last.lines.len() == MOST_FIELDS {
                 return None;
             }
             if last.seen.keep(&name, &value).ok()? {
@@ -114,8 +114,8 @@ impl Last {
             }
             let fixed = name == header::CONNECTION || name == header::TRANSFER_ENCODING;
             last.lines.push(Line {
-                colon: memchr::memchr(b':', &text)? + 1,
-                text,
+                size: rest.len() - more.len(),
+                colon: memchr::memchr(b':', line)? + 1,
                 name: (!fixed).then_some(name),
             });
             rest = more;
@@ -124,59 +124,55 @@ impl Last {
         Some(last)
     }
 
-    fn recall(&mut self, input: &[u8], method: Method) -> Option<(usize, Head)> {
-        let mut rest = input.strip_prefix(&*self.begin)?;
+    /// Becomes the head that `input` begins with, if that has the same fields; else it stays as it is.
+    fn change(&mut self, input: &[u8]) -> Option<()> {
+        let (begin, mut before) = self.text.split_at_checked(self.begin)?;
+        let mut rest = input.strip_prefix(begin)?;
+        let mut seen = self.seen;
+        let mut changes = Vec::new();
         for line in &mut self.lines {
-            if let Some(more) = rest.strip_prefix(&*line.text) {
+            let (text, others) = before.split_at_checked(line.size)?;
+            before = others;
+            if let Some(more) = rest.strip_prefix(text) {
                 rest = more;
                 continue;
             }
-            let name = line.name.as_ref()?;
-            let (text, value, more) = line.changed(rest)?;
-            let size = self.size - line.text.len() + text.len();
-            if size > MOST_BYTES {
+            let name = line.name.clone()?;
+            let (value, more) = head::line(rest.strip_prefix(text.get(..line.colon)?)?)?;
+            if value.len() > MOST_BYTES {
                 return None;
             }
-            let kept = self.headers.get_mut(name)?;
-            if *name == header::CONTENT_LENGTH {
-                self.seen.has_length(&value).ok()?;
+            let value = HeaderValue::from_bytes(head::trim(value)).ok()?;
+            if name == header::CONTENT_LENGTH {
+                seen.has_length(&value).ok()?;
             }
-            // Nothing fails from here to the next line: what is remembered stays of one piece.
-            *kept = value;
-            self.size = size;
-            line.text = text;
+            changes.push((line, rest.len() - more.len(), name, value));
             rest = more;
         }
         let rest = rest.strip_prefix(b"\r\n")?;
-        let (version, status) = (self.version, self.status);
-        let head = Head::new(version, status, self.headers.clone(), self.seen, method).ok()?;
-        Some((input.len() - rest.len(), head))
-    }
-}
-
-impl Line {
-    /// The line that `rest` begins with, its value, and what follows, if it is this field.
-    fn changed<'r>(&self, rest: &'r [u8]) -> Option<(Bytes, HeaderValue, &'r [u8])> {
-        let name = self.text.get(..self.colon)?;
-        if !rest.starts_with(name) {
+        let head = input.get(..input.len() - rest.len())?;
+        if head.len() > MOST_BYTES {
             return None;
         }
-        let end = memchr::memchr(b'\n', rest.get(..rest.len().min(MOST_BYTES))?)?;
-        let (text, rest) = rest.split_at_checked(end + 1)?;
-        let text = Bytes::copy_from_slice(text);
-        let value = text.strip_suffix(b"\r\n")?.get(self.colon..)?;
-        let value = head::value(&text, value).ok()?;
-        Some((text, value, rest))
+        for (line, size, name, value) in changes {
+            line.size = size;
+            self.headers.insert(name, value);
+        }
+        self.seen = seen;
+        self.text.clear();
+        self.text.extend_from_slice(head);
+        Some(())
     }
 }
 
 #[cfg(test)]
 impl Memo {
-    /// How many fields are remembered, in how many bytes.
+    /// How many fields are remembered, in how many bytes; and what they were read as is what they are
+    /// read as now.
     pub(super) fn holds(&self) -> Option<(usize, usize)> {
-        let last = self.last.as_ref()?;
-        let text: usize = last.lines.iter().map(|line| line.text.len()).sum();
-        assert_eq!(last.size, last.begin.len() + text + 2);
-        Some((last.lines.len(), last.size))
+        let last = self.last.as_deref()?;
+        let read = Last::new(&last.text).unwrap();
+        assert_eq!(format!("{last:?}"), format!("{read:?}"));
+        Some((last.lines.len(), last.text.len()))
     }
 }

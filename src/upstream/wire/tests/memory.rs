@@ -94,6 +94,17 @@ fn a_line_that_was_there_before_is_not_read_again() {
 #[test]
 fn a_memory_changes_no_answer_and_lets_none_pass() {
     let mut memo = taught(FIRST);
+    let hops = FIRST.replace("keep-alive", "x-own");
+    let mut of_hops = taught(&hops);
+    for (old, new) in [
+        ("x-own", "x-own, close"),
+        ("x-own", "x-other"),
+        ("Connection: x-own\r\n", ""),
+    ] {
+        let text = hops.replacen(old, new, 1);
+        let whole = || Script::new(text.as_bytes(), &[], true);
+        of_hops = same(of_hops, whole, &http::Method::GET);
+    }
     for (old, new) in [
         ("3\r\n", "4\r\n"),
         ("3\r\n", "0\r\n"),

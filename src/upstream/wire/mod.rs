@@ -230,6 +230,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// The head that the input begins with, if all of it is there.
     fn take_head(&mut self, method: Method) -> Result<Option<Head>, &'static str> {
+        if self.input.is_empty() {
+            return Ok(None);
+        }
         // One that came in pieces was looked at before, and is read: so each byte is looked at once.
         if self.lines.unseen()
             && let Some((end, head)) = self.memo.recall(&self.input, method)

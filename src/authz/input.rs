@@ -485,11 +485,31 @@ pub(super) fn parameter<'q>(query: &'q str, name: &str) -> impl Iterator<Item = 
         .map(|(_, value)| decode(value))
 }
 
+/// Names and values of a query as they were sent. Empty pairs are none.
 pub(super) fn pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
-    query
-        .split('&')
-        .filter(|pair| !pair.is_empty())
-        .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+    let mut rest = Some(query);
+    // Queries are short: one look at each byte costs less than to search them for two.
+    std::iter::from_fn(move || {
+        loop {
+            let left = rest?;
+            let mut equals = None;
+            let end = left.bytes().enumerate().find_map(|(at, byte)| {
+                if byte == b'=' && equals.is_none() {
+                    equals = Some(at);
+                }
+                (byte == b'&').then_some(at)
+            });
+            let (pair, more) = match end {
+                Some(end) => (left.get(..end)?, left.get(end + 1..)),
+                None => (left, None),
+            };
+            rest = more;
+            if !pair.is_empty() {
+                let at = equals.unwrap_or(pair.len());
+                return Some((pair.get(..at)?, pair.get(at + 1..).unwrap_or_default()));
+            }
+        }
+    })
 }
 
 pub(super) fn decode(text: &str) -> Cow<'_, str> {
@@ -717,6 +737,32 @@ mod tests {
             expected.to_json_str().unwrap()
         );
         assert!(!found.to_json_str().unwrap().contains("secret"));
+    }
+
+    #[test]
+    fn a_query_is_parted_at_ampersands_and_the_first_equals_sign_of_each_part() {
+        let plainly = |query: &'static str| -> Vec<_> {
+            let parts = query.split('&').filter(|part| !part.is_empty());
+            parts
+                .map(|part| part.split_once('=').unwrap_or((part, "")))
+                .collect()
+        };
+        for query in [
+            "",
+            "&",
+            "=",
+            "a",
+            "a=",
+            "=b",
+            "a=b",
+            "a=b=c",
+            "a==",
+            "&a=b&",
+            "a&b=&&=c&d=e=f",
+            "é=ü&ß",
+        ] {
+            assert_eq!(pairs(query).collect::<Vec<_>>(), plainly(query), "{query}");
+        }
     }
 
     #[test]

@@ -30,6 +30,8 @@ use crate::request::{CanonicalPath, InboundRequest};
 
 /// What stands in place of a value that is not told.
 pub(super) const MASK: &str = "***";
+/// The same, written.
+const MASKED: &[u8] = b"\"***\"";
 
 /// How much is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +101,20 @@ impl Script {
     /// Names the nth item of what stands at this path.
     pub(super) fn mask_item(&mut self, path: &[&str], nth: usize) {
         pointer(&mut self.masked, path, Some(nth));
+    }
+
+    /// Names the nth value of a parameter of the query: as [`Script::mask_item`], of which most
+    /// requests with a query need some, and in one go.
+    fn mask_parameter(&mut self, name: &str, nth: usize) {
+        let list = &mut self.masked;
+        if !list.is_empty() {
+            list.push(b',');
+        }
+        raw(list, b"\"/input/request/query/");
+        pointer_part(list, name);
+        list.push(b'/');
+        number(list, u64::try_from(nth).unwrap_or(u64::MAX));
+        list.push(b'"');
     }
 
     /// Names a value that is missing.
@@ -243,9 +259,10 @@ pub(super) fn portcullis(
     text(to, request.host.name());
     raw(to, b",\"id\":\"");
     raw(to, request.id.as_bytes());
-    raw(to, b"\",\"method\":");
-    text(to, request.method.as_str());
-    raw(to, b",\"path\":");
+    // A token of HTTP has nothing that needs an escape.
+    raw(to, b"\",\"method\":\"");
+    raw(to, request.method.as_str().as_bytes());
+    raw(to, b"\",\"path\":");
     text(to, request.path.as_str());
     raw(to, b",\"protocol\":\"");
     raw(to, input::protocol(request.version).as_bytes());
@@ -288,14 +305,21 @@ fn written_identity(identity: &Identity) -> &[u8] {
 /// The decoded segments of the path.
 fn segments(path: &CanonicalPath, out: &mut Vec<u8>) {
     let written = path.as_str().as_bytes();
-    if memchr::memchr(b'%', written).is_none() && plain(written) {
+    if let Some(simple) = written.strip_prefix(b"/")
+        && !simple.is_empty()
+        && memchr::memchr(b'%', simple).is_none()
+        && plain(simple)
+    {
         // Most paths: nothing to decode, nothing to escape.
-        for (nth, segment) in path.as_written().enumerate() {
-            raw(out, if nth > 0 { b",\"" } else { b"\"" });
-            raw(out, segment.as_bytes());
-            out.push(b'"');
+        out.reserve(simple.len() + 2);
+        out.push(b'"');
+        for &byte in simple {
+            match byte {
+                b'/' => raw(out, b"\",\""),
+                _ => out.push(byte),
+            }
         }
-        return;
+        return out.push(b'"');
     }
     for (nth, segment) in path.decoded().enumerate() {
         if nth > 0 {
@@ -358,59 +382,73 @@ fn told_body(request: &InboundRequest, how: &Telling, out: &mut Script) -> Resul
 
 /// The headers that policies see, by name.
 fn headers(about: &Question<'_>, how: &Telling, out: &mut Script) {
-    let mut fields: SmallVec<[(&HeaderName, &[u8]); 32]> = about
+    let mut fields: SmallVec<[(u64, &str, &[u8]); 32]> = about
         .request
         .headers
         .iter()
         .filter(|(name, _)| input::is_visible(name, about.hidden))
-        .map(|(name, value)| (name, value.as_bytes()))
+        .map(|(name, value)| (beginning(name), name.as_str(), value.as_bytes()))
         .collect();
     // Stable, so that fields of one name stay in their order.
-    fields.sort_by(|(a, _), (b, _)| a.as_str().cmp(b.as_str()));
+    fields.sort_by(|(a, one, _), (b, other, _)| a.cmp(b).then_with(|| one.cmp(other)));
     let mut rest = &fields[..];
     let mut first = true;
-    while let Some(((name, value), behind)) = rest.split_first() {
-        let more = behind.iter().take_while(|(next, _)| next == name).count();
-        let (same, behind) = behind.split_at_checked(more).unwrap_or_default();
+    while let Some(((_, name, value), behind)) = rest.split_first() {
+        let more = behind.iter().take_while(|(_, next, _)| next == name);
+        let (same, behind) = behind.split_at_checked(more.count()).unwrap_or_default();
         rest = behind;
         if !std::mem::replace(&mut first, false) {
             out.input.push(b',');
         }
         // A name is a token of HTTP in lower case.
         out.input.push(b'"');
-        raw(&mut out.input, name.as_str().as_bytes());
+        raw(&mut out.input, name.as_bytes());
         raw(&mut out.input, b"\":");
-        let path = ["request", "headers", name.as_str()];
-        // Neither a list nor an address with a query: most values.
-        let simple = same.is_empty() && memchr::memchr2(b',', b'?', value).is_none();
-        let secret = is_secret_name(name.as_str())
+        let single = same.is_empty();
+        // Most values: neither a list nor an address with a query.
+        let simple = single && memchr::memchr2(b',', b'?', value).is_none();
+        let secret = is_secret_name(name)
             || if simple {
                 is_secret_item(value)
             } else {
-                is_secret_value(value) || same.iter().any(|(_, value)| is_secret_value(value))
+                is_secret_value(value) || same.iter().any(|(.., value)| is_secret_value(value))
             };
         if secret {
-            out.mask(&path);
-            text(&mut out.input, MASK);
+            out.mask(&["request", "headers", name]);
+            raw(&mut out.input, MASKED);
             continue;
         }
-        if simple && plain(value) {
+        let asks = !simple && memchr::memchr(b'?', value).is_some();
+        if single && !asks && plain(value) {
             out.input.push(b'"');
             raw(&mut out.input, value);
             out.input.push(b'"');
             continue;
         }
         let mut shown = String::from_utf8_lossy(value);
-        for (_, value) in same {
+        for (.., value) in same {
             let shown = shown.to_mut();
             shown.push_str(", ");
             shown.push_str(&String::from_utf8_lossy(value));
         }
         if let Some(hidden) = hide_address(&shown, how.queries) {
-            out.mask(&path);
+            out.mask(&["request", "headers", name]);
             shown = Cow::Owned(hidden);
         }
         text(&mut out.input, &shown);
+    }
+}
+
+/// A name's first eight bytes as a number: in the order of the names, as far as these differ.
+fn beginning(name: &HeaderName) -> u64 {
+    let name = name.as_str().as_bytes();
+    match name.first_chunk() {
+        Some(first) => u64::from_be_bytes(*first),
+        None => name
+            .iter()
+            .chain(&[0; 8])
+            .take(8)
+            .fold(0, |number, byte| number << 8 | u64::from(*byte)),
     }
 }
 
@@ -423,7 +461,9 @@ fn query(request: &InboundRequest, how: &Telling, out: &mut Script) {
     if how.queries == Queries::Nothing && !pairs.is_empty() {
         return out.erase(&["request", "query"]);
     }
-    pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+    if pairs.len() > 1 {
+        pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+    }
     raw(&mut out.input, b",\"query\":{");
     let mut earlier: Option<&str> = None;
     let mut nth = 0;
@@ -442,8 +482,8 @@ fn query(request: &InboundRequest, how: &Telling, out: &mut Script) {
         if how.queries == Queries::Whole {
             text(&mut out.input, &input::decode(value));
         } else {
-            out.mask_item(&["request", "query", name], nth);
-            text(&mut out.input, MASK);
+            out.mask_parameter(name, nth);
+            raw(&mut out.input, MASKED);
         }
     }
     raw(&mut out.input, if earlier.is_some() { b"]}" } else { b"}" });
@@ -457,8 +497,10 @@ fn params(route: &RouteFacts<'_>, out: &mut Vec<u8>) {
         .rev()
         .map(|(name, value)| (&**name, value.as_str()))
         .collect();
-    params.sort_by_key(|(name, _)| *name);
-    params.dedup_by_key(|(name, _)| *name);
+    if params.len() > 1 {
+        params.sort_by_key(|(name, _)| *name);
+        params.dedup_by_key(|(name, _)| *name);
+    }
     for (nth, (name, value)) in params.iter().enumerate() {
         if nth > 0 {
             out.push(b',');

@@ -60,6 +60,11 @@ fn names() -> impl Strategy<Value = String> {
             "idempotency-key",
             "content-type",
             "x-request-id",
+            // Names with the same beginning, and one that is the beginning of another.
+            "x-request-id-2",
+            "x-request-ids",
+            "accept-encoding",
+            "accept-language",
         ])
         .prop_map(str::to_owned),
         "x-[a-z]{1,3}",
@@ -410,6 +415,32 @@ fn raw() -> Raw {
         hidden: false,
         trusted: false,
         nanos: 0,
+    }
+}
+
+#[test]
+fn headers_stand_in_the_order_of_their_names_however_alike_these_begin() {
+    let names = [
+        "accept",
+        "accept-encoding",
+        "accept-language",
+        "dnt",
+        "x-request-id",
+        "x-request-id-2",
+        "x-request-ids",
+    ];
+    for shift in 0..names.len() {
+        let mut sent = names.to_vec();
+        sent.reverse();
+        sent.rotate_left(shift);
+        let headers = sent.iter().map(|name| ((*name).into(), b"1".to_vec()));
+        let raw = Raw {
+            headers: headers.collect(),
+            ..raw()
+        };
+        let told = raw.asked().unwrap().told(Kind::Portcullis, &WHOLE).unwrap();
+        let places = names.map(|name| told.text.find(&format!("\"{name}\":")).expect(name));
+        assert!(places.is_sorted(), "{}", told.text);
     }
 }
 

@@ -2,7 +2,7 @@
 //! borrow is held over an await.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::{Rc, Weak};
@@ -31,7 +31,7 @@ const SETTINGS_WAIT: Duration = Duration::from_secs(1);
 /// The connection pools of one core; made once per worker.
 #[derive(Debug, Default)]
 pub struct Pools {
-    by_upstream: Rc<RefCell<HashMap<u64, Rc<Pool>>>>,
+    by_upstream: Rc<RefCell<BTreeMap<u64, Rc<Pool>>>>,
     reaping: Cell<bool>,
 }
 
@@ -94,7 +94,7 @@ pub struct PeerFacts {
 }
 
 /// Closes what is idle for too long or belongs to an upstream that is gone, until the core is gone.
-async fn reap(pools: Weak<RefCell<HashMap<u64, Rc<Pool>>>>) {
+async fn reap(pools: Weak<RefCell<BTreeMap<u64, Rc<Pool>>>>) {
     loop {
         sleep(REAP_EVERY).await;
         let Some(pools) = pools.upgrade() else {

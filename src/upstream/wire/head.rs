@@ -95,6 +95,11 @@ impl Lines {
         Ok(None)
     }
 
+    /// Whether nothing was looked at yet.
+    pub(super) fn unseen(&self) -> bool {
+        self.seen == 0
+    }
+
     /// How many lines there were before the empty one.
     pub(super) fn count(&self) -> usize {
         self.count
@@ -108,27 +113,39 @@ pub(super) fn begins(input: &[u8]) -> bool {
 }
 
 /// Reads a head up to and with its empty line; `fields` is how many it has.
-pub(super) fn parse(head: Bytes, fields: usize, method: Method) -> Result<Head, &'static str> {
-    let (line, rest) = line(&head).ok_or("it has no status line")?;
+pub(super) fn parse(head: &Bytes, fields: usize, method: Method) -> Result<Head, &'static str> {
+    let (line, rest) = line(head).ok_or("it has no status line")?;
     let (version, status) = status(line)?;
     let mut seen = Seen::default();
     let mut headers = HeaderMap::with_capacity(fields);
-    each_field(&head, rest, |name, value| {
+    each_field(head, rest, |name, value| {
         if seen.keep(&name, &value)? {
             headers.append(name, value);
         }
         Ok(())
     })?;
-    let incoming = seen.incoming(version, status, method)?;
-    Ok(Head {
-        incoming,
-        lasting: !seen.close && (version == Version::HTTP_11 || seen.keep_alive),
-        answer: Answer {
-            status,
-            headers,
-            hops: seen.hops,
-        },
-    })
+    Head::new(version, status, headers, seen, method)
+}
+
+impl Head {
+    /// What follows from a status line and from what was seen of all fields.
+    pub(super) fn new(
+        version: Version,
+        status: StatusCode,
+        headers: HeaderMap,
+        seen: Seen,
+        method: Method,
+    ) -> Result<Self, &'static str> {
+        Ok(Self {
+            incoming: seen.incoming(version, status, method)?,
+            lasting: !seen.close && (version == Version::HTTP_11 || seen.keep_alive),
+            answer: Answer {
+                status,
+                headers,
+                hops: seen.hops,
+            },
+        })
+    }
 }
 
 /// Reads a section of trailers up to and with its empty line.
@@ -142,7 +159,7 @@ pub(super) fn trailers(section: &Bytes) -> Result<HeaderMap, &'static str> {
 }
 
 /// The first line, without its end, and what follows.
-fn line(input: &[u8]) -> Option<(&[u8], &[u8])> {
+pub(super) fn line(input: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = memchr::memchr(b'\n', input)?;
     let line = input.get(..end)?.strip_suffix(b"\r")?;
     Some((line, input.get(end + 1..)?))
@@ -150,7 +167,7 @@ fn line(input: &[u8]) -> Option<(&[u8], &[u8])> {
 
 /// RFC 9112 section 4. The space behind the code is often left out where there is no reason; the
 /// reason itself travels no further.
-fn status(line: &[u8]) -> Result<(Version, StatusCode), &'static str> {
+pub(super) fn status(line: &[u8]) -> Result<(Version, StatusCode), &'static str> {
     let malformed = || NOT_HTTP;
     let rest = line.strip_prefix(BEGINNING).ok_or_else(malformed)?;
     let (minor, rest) = rest.split_first().ok_or_else(malformed)?;
@@ -180,18 +197,27 @@ fn each_field(
         && !line.is_empty()
     {
         rest = more;
-        let colon = memchr::memchr(b':', line);
-        let (name, value) = colon
-            .and_then(|colon| line.split_at_checked(colon))
-            .ok_or("a field has no colon")?;
-        // A name is a token: that rules out spaces before the colon, folded lines and empty names.
-        let name = HeaderName::from_bytes(name).map_err(|_| "a field's name is not valid")?;
-        let value = trim(value.get(1..).unwrap_or_default());
-        let value = HeaderValue::from_maybe_shared(section.slice_ref(value))
-            .map_err(|_| "a field's value has control bytes")?;
+        let (name, value) = self::field(section, line)?;
         field(name, value)?;
     }
     Ok(())
+}
+
+/// Reads a field out of its line, which is a part of `section`, without its end.
+pub(super) fn field(
+    section: &Bytes,
+    line: &[u8],
+) -> Result<(HeaderName, HeaderValue), &'static str> {
+    let colon = memchr::memchr(b':', line);
+    let (name, rest) = colon
+        .and_then(|colon| line.split_at_checked(colon))
+        .ok_or("a field has no colon")?;
+    // A name is a token: that rules out spaces before the colon, folded lines and empty names.
+    let name = HeaderName::from_bytes(name).map_err(|_| "a field's name is not valid")?;
+    let value = trim(rest.get(1..).unwrap_or_default());
+    let value = HeaderValue::from_maybe_shared(section.slice_ref(value))
+        .map_err(|_| "a field's value has control bytes")?;
+    Ok((name, value))
 }
 
 /// Without spaces and tabs around it.
@@ -206,8 +232,8 @@ pub(super) fn trim(mut value: &[u8]) -> &[u8] {
 }
 
 /// What the fields say about the message and the connection.
-#[derive(Debug, Default)]
-struct Seen {
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Seen {
     length: Option<u64>,
     chunked: bool,
     close: bool,
@@ -217,7 +243,11 @@ struct Seen {
 
 impl Seen {
     /// Takes note of a field; `false` if it goes no further.
-    fn keep(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<bool, &'static str> {
+    pub(super) fn keep(
+        &mut self,
+        name: &HeaderName,
+        value: &HeaderValue,
+    ) -> Result<bool, &'static str> {
         if *name == header::CONTENT_LENGTH {
             if self.length.replace(length(value.as_bytes())?).is_some() {
                 return Err("it gave several lengths");
@@ -235,6 +265,12 @@ impl Seen {
             self.hops = true;
         }
         Ok(true)
+    }
+
+    /// The one length that was given is this.
+    pub(super) fn has_length(&mut self, value: &HeaderValue) -> Result<(), &'static str> {
+        self.length = Some(length(value.as_bytes())?);
+        Ok(())
     }
 
     /// `false` if the field names nothing but what is understood here.

@@ -2,7 +2,8 @@
 //!
 //! A [`Wire`] is a stream with what was read ahead and what waits to be written. Nobody drives it
 //! but the exchange that holds it: there is no task behind it, no channel and no lock. `head` reads
-//! heads and decides where the body ends, `chunked` and `body` find that end, `output` writes.
+//! heads and decides where the body ends, `memo` spares it what it has read before, `chunked` and
+//! `body` find that end, `output` writes.
 //!
 //! What is read is either clear or refused (RFC 9112 sections 5 and 6.3): two answers to "where does
 //! this message end" are how one client's answer becomes part of another's. Beyond the RFC, these
@@ -13,6 +14,7 @@
 mod body;
 mod chunked;
 mod head;
+mod memo;
 mod output;
 #[cfg(test)]
 mod tests;
@@ -21,13 +23,14 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use http::header::{HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use self::body::Incoming;
-use self::head::Lines;
+use self::head::{Head, Lines};
+use self::memo::Memo;
 use self::output::Output;
 
 pub(super) use self::head::{Answer, Method};
@@ -74,6 +77,7 @@ pub(super) struct Wire<S> {
     input: BytesMut,
     output: Output,
     lines: Lines,
+    memo: Memo,
     interim: usize,
     incoming: Incoming,
     /// Whether the connection can carry another exchange after this one, as far as its answer says.
@@ -92,6 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             input: BytesMut::new(),
             output: Output::default(),
             lines: Lines::default(),
+            memo: Memo::default(),
             interim: 0,
             incoming: Incoming::Nothing,
             lasting: true,
@@ -186,11 +191,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Answer, Fault>> {
         loop {
-            while let Some(end) = self.end_of_head()? {
-                let fields = self.lines.count().saturating_sub(1);
-                self.lines = Lines::default();
-                let head = head::parse(self.input.split_to(end).freeze(), fields, method)
-                    .map_err(Fault::Malformed)?;
+            while let Some(head) = self.take_head(method).map_err(Fault::Malformed)? {
                 let switched = head.answer.status == http::StatusCode::SWITCHING_PROTOCOLS;
                 if switched && self.switching {
                     return Poll::Ready(Ok(head.answer));
@@ -227,9 +228,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         }
     }
 
-    fn end_of_head(&mut self) -> Result<Option<usize>, Fault> {
-        let end = self.lines.end(&self.input, MAX_HEAD, MAX_FIELDS + 1);
-        end.map_err(Fault::Malformed)
+    /// The head that the input begins with, if all of it is there.
+    fn take_head(&mut self, method: Method) -> Result<Option<Head>, &'static str> {
+        if self.input.is_empty() {
+            return Ok(None);
+        }
+        // One that came in pieces was looked at before, and is read: so each byte is looked at once.
+        if self.lines.unseen()
+            && let Some((end, head)) = self.memo.recall(&self.input, method)
+        {
+            self.input.advance(end);
+            return Ok(Some(head));
+        }
+        let Some(end) = self.lines.end(&self.input, MAX_HEAD, MAX_FIELDS + 1)? else {
+            return Ok(None);
+        };
+        let fields = self.lines.count().saturating_sub(1);
+        self.lines = Lines::default();
+        let text = self.input.split_to(end).freeze();
+        let head = head::parse(&text, fields, method)?;
+        // Those that come before the answer are few.
+        if !head.answer.status.is_informational() {
+            self.memo.missed(&text);
+        }
+        Ok(Some(head))
     }
 
     /// The whole body, if all of it was read with the head and it has no trailers.

@@ -2,6 +2,7 @@
 //! client, which has read the answers of the world for years.
 
 mod framing;
+mod memory;
 mod oracle;
 mod sending;
 

@@ -267,9 +267,9 @@ fn answer() -> impl Strategy<Value = String> {
 }
 
 /// Something done to the bytes of an answer: where, what, and with which byte.
-type Mutation = (usize, u8, u8);
+pub(super) type Mutation = (usize, u8, u8);
 
-fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
+pub(super) fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
     let byte = prop_oneof![
         3 => prop::sample::select(&b"\r\n\0 \t:;,0123456789afAF\x7f\x80\xff"[..]),
         1 => any::<u8>(),
@@ -280,7 +280,7 @@ fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
     })
 }
 
-fn mutate(text: &mut Vec<u8>, (at, what, byte): Mutation) {
+pub(super) fn mutate(text: &mut Vec<u8>, (at, what, byte): Mutation) {
     if text.is_empty() {
         return;
     }

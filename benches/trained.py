@@ -50,9 +50,9 @@ def profdata(host, llvm, root):
 
 def mover(llvm):
     """The tool that moves code, and the one that puts its counts together; `None` without them."""
-    for folder in (shutil.which(f"llvm-bolt-{llvm}"), f"/usr/lib/llvm-{llvm}/bin/llvm-bolt", shutil.which("llvm-bolt")):
-        if folder and os.access(folder, os.X_OK):
-            folder = os.path.dirname(os.path.realpath(folder))
+    for bolt in (shutil.which(f"llvm-bolt-{llvm}"), f"/usr/lib/llvm-{llvm}/bin/llvm-bolt", shutil.which("llvm-bolt")):
+        if bolt and os.access(bolt, os.X_OK):
+            folder = os.path.dirname(os.path.realpath(bolt))
             tools = [os.path.join(folder, name) for name in ("llvm-bolt", "merge-fdata")]
             if all(os.access(tool, os.X_OK) for tool in tools):
                 return tools

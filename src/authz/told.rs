@@ -461,9 +461,7 @@ fn query(request: &InboundRequest, how: &Telling, out: &mut Script) {
     if how.queries == Queries::Nothing && !pairs.is_empty() {
         return out.erase(&["request", "query"]);
     }
-    if pairs.len() > 1 {
-        pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
-    }
+    pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
     raw(&mut out.input, b",\"query\":{");
     let mut earlier: Option<&str> = None;
     let mut nth = 0;
@@ -497,10 +495,8 @@ fn params(route: &RouteFacts<'_>, out: &mut Vec<u8>) {
         .rev()
         .map(|(name, value)| (&**name, value.as_str()))
         .collect();
-    if params.len() > 1 {
-        params.sort_by_key(|(name, _)| *name);
-        params.dedup_by_key(|(name, _)| *name);
-    }
+    params.sort_by_key(|(name, _)| *name);
+    params.dedup_by_key(|(name, _)| *name);
     for (nth, (name, value)) in params.iter().enumerate() {
         if nth > 0 {
             out.push(b',');
